@@ -1,0 +1,74 @@
+"""One DAG per policy file: the way of a registered model version to production."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from airflow.sdk import DAG, Param
+
+from operators.broken_policy import BrokenPolicy
+from operators.claim import Claim
+from operators.export import Export
+from operators.golden_set import GoldenSet
+from operators.latency_benchmark import LatencyBenchmark
+from operators.package import Package
+from operators.promote import Promote
+from operators.restore import Restore
+from operators.rollback_sensor import RollbackSensor
+from operators.shadow import Shadow
+from operators.start_candidate import StartCandidate
+from operators.traffic_shift import TrafficShift
+from validation.policy import Policy, read_policies
+
+FOLDER = Path(os.environ.get("PENSTOCK_POLICIES") or Path(__file__).parent / "policies")
+FORM = {
+    "version": Param(type="integer", minimum=1, title="Version", description="The model version to deliver, as numbered by MLflow."),
+    "strategy": Param(
+        "canary",
+        enum=["canary", "blue_green", "shadow"],
+        title="Strategy",
+        description="canary: shadow, then the policy's steps. blue_green: all traffic at once, watched. shadow: mirrored traffic only, no promotion.",
+    ),
+    "dry_run": Param(False, type="boolean", title="Dry run", description="Runs the gates only: no server, no traffic, no promotion."),
+}
+
+
+def deliver(policy: Policy) -> DAG:
+    """The delivery of one model; a second one waits until the first has ended."""
+    dag = DAG(
+        dag_id=f"deliver_{policy.model}",
+        description=f"Delivers a version of {policy.model} to production, or says why not.",
+        schedule=None,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        params=FORM,
+        tags=["deliver", policy.owner],
+        doc_md=__doc__,
+    )
+    with dag:
+        last = Claim(policy=policy)
+        for task in (Export, GoldenSet, Package, LatencyBenchmark, StartCandidate, Shadow):
+            last = last >> task(policy=policy)
+        for step in policy.rollout.steps:
+            last = last >> TrafficShift(policy=policy, step=step) >> RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
+        _ = last >> Promote(policy=policy) >> Restore(policy=policy).as_teardown()
+    return dag
+
+
+def refuse(model: str, why: str) -> DAG:
+    """Stands in for a model whose policy cannot be read: its deliveries fail with the reason, the other models go on."""
+    dag = DAG(
+        dag_id=f"deliver_{model}", description=why, schedule=None, catchup=False, max_active_runs=1, is_paused_upon_creation=False, params=FORM
+    )
+    with dag:
+        BrokenPolicy(why=why)
+    return dag
+
+
+good, bad = read_policies(FOLDER)
+for policy in good.values():
+    globals()[f"deliver_{policy.model}"] = deliver(policy)
+for model, why in bad.items():
+    globals()[f"deliver_{model}"] = refuse(model, why)

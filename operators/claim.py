@@ -1,0 +1,18 @@
+"""Takes a version for this delivery: it must exist, be wanted and be nobody else's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from operators.task import TaskOperator
+from validation.policy import section
+
+
+class Claim(TaskOperator):
+    noun = "claim"
+    connections = ("mlflow", "director")
+
+    def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        del context
+        return {"rollout": section(self.policy.rollout)}

@@ -1,0 +1,16 @@
+"""Makes the candidate stable for good, and moves the registry's aliases after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from operators.rollout import RolloutOperator, delivery_verdicts
+
+
+class Promote(RolloutOperator):
+    noun = "promote"
+    needs_stable = False
+
+    def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().inputs(context), "verdicts": delivery_verdicts(self.dag, context)}

@@ -1,0 +1,312 @@
+"""Where a task runs: as a local process, in a Docker container; later in a Kubernetes pod.
+
+`operators.task` starts a job here and asks for its end and its verdict. A job is found again by its name: starting a name that is running,
+or that ended with an exit code of 0, joins that job, so a worker that was killed never runs a task twice at the same time. Nothing here
+knows what a task does or what its verdict means.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from validation.contract import VERDICT_LIMIT_BYTES
+
+STOP_GRACE_S = 10.0
+LOST_EXIT_CODE = 137  # what a shell reports of a process that SIGKILL ended
+LOG_LIMIT_BYTES = 256 * 1024
+
+
+class CannotStart(RuntimeError):
+    """The runtime could not start the job; the message says what is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of one task. `environment` names a virtual environment or an image; `environ` holds addresses and credentials."""
+
+    name: str
+    environment: str
+    package: str
+    spec_json: str
+    timeout_s: float
+    environ: Mapping[str, str]
+
+
+class Runtime(Protocol):
+    """The extension point: five questions about a job that is found by its name."""
+
+    def start(self, job: Job) -> None:
+        """Starts the job, or joins the one of that name. Raises `CannotStart`."""
+
+    def exit_code(self, name: str) -> int | None:
+        """The exit code, or None while the job runs."""
+
+    def verdict(self, name: str) -> bytes | None:
+        """The verdict's bytes (at most one more than the limit), or None when none was written."""
+
+    def log(self, name: str) -> str:
+        """The tail of what the job printed."""
+
+    def keep_alive(self, name: str) -> None:
+        """Tells a job that asks for it that somebody is still waiting for its verdict."""
+
+    def remove(self, name: str) -> None:
+        """Stops the job if it runs, and forgets it."""
+
+
+def runtime_from_environ(environ: Mapping[str, str] = os.environ) -> Runtime:
+    """The runtime that `PENSTOCK_RUNTIME` names: `process` (default) or `docker`."""
+    kind = environ.get("PENSTOCK_RUNTIME", "process")
+    if kind == "process":
+        return ProcessRuntime(state=Path(environ["PENSTOCK_STATE"]))
+    if kind == "docker":
+        return DockerRuntime(image_prefix=environ.get("PENSTOCK_IMAGES", "penstock/"), network=environ.get("PENSTOCK_NETWORK", "bridge"))
+    raise CannotStart(f"PENSTOCK_RUNTIME is {kind!r}; known runtimes: process, docker")
+
+
+# The shell notes its own pid and its child's exit code by rename, so that any later process can tell how the job stands.
+_RECORD = 'echo $$ >pid.draft && mv pid.draft pid; "$@" >log 2>&1; echo $? >exit.draft && mv exit.draft exit'
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessRuntime:
+    """Each task in a virtual environment of its own, below `<state>/envs`; jobs are folders below `<state>/jobs`."""
+
+    state: Path
+
+    def start(self, job: Job) -> None:
+        folder = self._folder(job.name)
+        if folder.exists() and not self._joins(job):
+            self.remove(job.name)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            self._spawn(job, folder)
+
+    def exit_code(self, name: str) -> int | None:
+        folder = self._folder(name)
+        if self._alive(name):
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            return int((folder / "exit").read_text())
+        return LOST_EXIT_CODE
+
+    def verdict(self, name: str) -> bytes | None:
+        try:
+            with (self._folder(name) / "out" / "verdict.json").open("rb") as file:
+                return file.read(VERDICT_LIMIT_BYTES + 1)
+        except FileNotFoundError:
+            return None
+
+    def log(self, name: str) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._folder(name) / "log").read_bytes()[-LOG_LIMIT_BYTES:].decode(errors="replace")
+        return ""
+
+    def keep_alive(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            (self._folder(name) / "out" / "keepalive").touch()
+
+    def remove(self, name: str) -> None:
+        self._stop(name)
+        shutil.rmtree(self._folder(name), ignore_errors=True)
+
+    def _folder(self, name: str) -> Path:
+        return self.state / "jobs" / name
+
+    def _joins(self, job: Job) -> bool:
+        spec = self._folder(job.name) / "spec.json"
+        same = spec.exists() and spec.read_text() == job.spec_json
+        return same and self.exit_code(job.name) in (None, 0)
+
+    def _spawn(self, job: Job, folder: Path) -> None:
+        python = self.state / "envs" / job.environment / "bin" / "python"
+        if not python.exists():
+            raise CannotStart(f"environment {job.environment!r} is not installed ({python} is missing): run `make up` once")
+        (folder / "out").mkdir()
+        (folder / "spec.json").write_text(job.spec_json)
+        command = ["/bin/sh", "-c", _RECORD, "penstock-job", "timeout", "--foreground", "--kill-after=10"]
+        command += [str(job.timeout_s), str(python), "-m", job.package]
+        process = subprocess.Popen(
+            command, cwd=folder, env=_task_environ(job, folder / "out"), start_new_session=True, stdin=subprocess.DEVNULL, close_fds=True
+        )
+        _wait_for(lambda: (folder / "pid").exists() or process.poll() is not None, timeout_s=10)
+
+    def _alive(self, name: str) -> bool:
+        """A pid alone may have been given to somebody else since: the process must also carry the job's name."""
+        try:
+            pid = int((self._folder(name) / "pid").read_text())
+            marks = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            dead = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+        except (OSError, ValueError):
+            return False
+        return f"PENSTOCK_JOB={name}".encode() in marks and not dead
+
+    def _stop(self, name: str) -> None:
+        for sign, grace_s in ((signal.SIGTERM, STOP_GRACE_S), (signal.SIGKILL, STOP_GRACE_S)):
+            if not self._alive(name):
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int((self._folder(name) / "pid").read_text()), sign)
+            _wait_for(lambda: not self._alive(name), timeout_s=grace_s)
+
+
+def _task_environ(job: Job, out: Path) -> dict[str, str]:
+    """A task sees nothing of Airflow's environment beyond what it needs to run at all and what its operator hands over."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PENSTOCK_STATE", "PENSTOCK_STACK") if name in os.environ}
+    own = {"TASK_SPEC": job.spec_json, "TASK_OUT": str(out), "PENSTOCK_JOB": job.name, "PYTHONUNBUFFERED": "1"}
+    return {**kept, **job.environ, **own}
+
+
+def _wait_for(holds: Any, *, timeout_s: float) -> None:
+    end = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DockerRuntime:
+    """Each task in a hardened container of its image; the verdict is fetched from `/out`, so nothing of the host is mounted."""
+
+    image_prefix: str
+    network: str
+    memory: str = "2g"
+
+    def start(self, job: Job) -> None:
+        container = self._find(job.name)
+        if container is not None and not self._joins(container, job):
+            self.remove(job.name)
+            container = None
+        if container is None:
+            self._create(job)
+
+    def exit_code(self, name: str) -> int | None:
+        container = self._find(name)
+        if container is None:
+            return LOST_EXIT_CODE
+        state = container.attrs["State"]
+        return None if state["Status"] in {"running", "restarting"} else int(state["ExitCode"])
+
+    def verdict(self, name: str) -> bytes | None:
+        from docker.errors import NotFound
+
+        container = self._find(name)
+        if container is None:
+            return None
+        try:
+            chunks, _ = container.get_archive("/out/verdict.json")
+        except NotFound:
+            return None
+        return _only_file(_bounded(chunks))
+
+    def log(self, name: str) -> str:
+        container = self._find(name)
+        return "" if container is None else container.logs(tail=2000)[-LOG_LIMIT_BYTES:].decode(errors="replace")
+
+    def keep_alive(self, name: str) -> None:
+        container = self._find(name)
+        if container is not None:
+            container.put_archive("/out", _empty_file("keepalive"))
+
+    def remove(self, name: str) -> None:
+        from docker.errors import APIError
+
+        container = self._find(name)
+        if container is None:
+            return
+        with contextlib.suppress(APIError):
+            container.stop(timeout=int(STOP_GRACE_S))
+        container.remove(v=True, force=True)
+
+    def _create(self, job: Job) -> None:
+        from docker.errors import DockerException
+
+        try:
+            container = self._engine().containers.create(f"{self.image_prefix}{job.environment}", **self._hardened(job))
+        except DockerException as error:
+            raise CannotStart(f"no container for {job.name}: {error}") from error
+        try:
+            container.start()
+        except DockerException as error:
+            container.remove(v=True, force=True)  # the SDK leaves the created container behind
+            raise CannotStart(f"the container of {job.name} does not start: {error}") from error
+
+    def _hardened(self, job: Job) -> dict[str, Any]:
+        return {
+            "command": ["timeout", "--kill-after=10", str(job.timeout_s), "python", "-m", job.package],
+            "name": job.name,
+            "environment": {**job.environ, "TASK_SPEC": job.spec_json, "TASK_OUT": "/out", "PENSTOCK_JOB": job.name},
+            "labels": {"penstock.job": job.name},
+            "network": self.network,
+            "volumes": ["/out"],
+            "tmpfs": {"/tmp": "size=512m"},  # noqa: S108 - the container's own
+            "read_only": True,
+            "user": "65534:65534",
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges"],
+            "mem_limit": self.memory,
+            "pids_limit": 256,
+            "init": True,
+        }
+
+    def _joins(self, container: Any, job: Job) -> bool:
+        same = f"TASK_SPEC={job.spec_json}" in container.attrs["Config"]["Env"]
+        return same and self.exit_code(job.name) in (None, 0) and container.attrs["State"]["Status"] != "created"
+
+    def _find(self, name: str) -> Any | None:
+        from docker.errors import NotFound
+
+        try:
+            return self._engine().containers.get(name)
+        except NotFound:
+            return None
+
+    def _engine(self) -> Any:
+        from docker import from_env  # `import docker` alone would find this checkout's folder of that name
+        from docker.errors import DockerException
+
+        try:
+            return from_env(timeout=30)
+        except DockerException as error:
+            raise CannotStart(f"no Docker engine answers ({error}): start one, or set PENSTOCK_RUNTIME=process") from error
+
+
+def _bounded(chunks: Any) -> bytes:
+    """At most the verdict's limit and tar's own blocks: a task must not fill the worker's memory."""
+    data = b""
+    for chunk in chunks:
+        data += chunk
+        if len(data) > VERDICT_LIMIT_BYTES + 20 * tarfile.RECORDSIZE:
+            return b""
+    return data
+
+
+def _only_file(data: bytes) -> bytes | None:
+    """The one regular file of a tar stream, cut one byte above the limit; None for anything else (a link, a folder)."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            member = archive.next()
+            file = archive.extractfile(member) if member and member.isreg() else None
+            return file.read(VERDICT_LIMIT_BYTES + 1) if file else None
+    except tarfile.TarError:
+        return b"\0" * (VERDICT_LIMIT_BYTES + 1)
+
+
+def _empty_file(name: str) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.mtime = int(time.time())
+        member.mode = 0o666
+        archive.addfile(member, io.BytesIO())
+    return stream.getvalue()

@@ -1,0 +1,253 @@
+"""Operators run a task somewhere and obey its verdict: passed passes, failed and inconclusive fail for good, no verdict is retried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException, TaskDeferred
+from airflow_home import ROOT
+
+from operators import task as task_module
+from operators.claim import Claim
+from operators.golden_set import GoldenSet
+from operators.promote import Promote
+from operators.restore import Restore
+from operators.rollback_sensor import RollbackSensor
+from operators.runtimes import Job
+from operators.shadow import Shadow
+from operators.task import VerdictTrigger, job_name
+from operators.traffic_shift import TrafficShift
+from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
+from validation.policy import read_policy
+
+POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
+CLAIM = {"source_run": "r", "artifacts_uri": "http://127.0.0.1:1/a", "stable_version": 1, "stable_bundle_uri": "file:///s", "stable_bundle_sha256": "d"}
+EXPORT = {"bundle_uri": "file:///b", "bundle_sha256": "e"}
+
+
+class FakeRuntime:
+    """Answers each job with a prepared exit code and a verdict made from prepared findings."""
+
+    def __init__(self, tmp_path: Path, *findings: Finding, exit_code: int = 0, verdict: bytes | None = None) -> None:
+        self.tmp_path, self.findings, self.code, self.bytes = tmp_path, findings, exit_code, verdict
+        self.jobs: dict[str, Job] = {}
+        self.removed: list[str] = []
+        self.beats = 0
+        self.running_for = 0
+
+    def start(self, job: Job) -> None:
+        self.jobs[job.name] = job
+        if self.code == 0 and self.bytes is None:
+            decision = Decision(findings=self.findings, outputs={"key": "value"})
+            write_verdict(decision, spec=Spec.from_json(job.spec_json), evidence_digest="0", out=self.tmp_path)
+
+    def exit_code(self, name: str) -> int | None:
+        self.running_for -= 1
+        return None if self.running_for >= 0 else self.code
+
+    def verdict(self, name: str) -> bytes | None:
+        path = self.tmp_path / "verdict.json"
+        return self.bytes if self.bytes is not None else path.read_bytes() if path.exists() else None
+
+    def log(self, name: str) -> str:
+        return "log"
+
+    def keep_alive(self, name: str) -> None:
+        self.beats += 1
+
+    def remove(self, name: str) -> None:
+        self.removed.append(name)
+
+
+class FakeTaskInstance:
+    """Holds what the operators push and pull, as Airflow's task instance would."""
+
+    dag_id = "deliver_digits"
+
+    def __init__(self, states: Mapping[str, str] | None = None, **verdicts: Mapping[str, Any]) -> None:
+        self.rows = {name: {"task": name, "outcome": "passed", "why": "w", "outputs": dict(row)} for name, row in verdicts.items()}
+        self.pushed: dict[str, Any] = {}
+        self.states = dict(states or {})
+
+    def xcom_pull(self, *, task_ids: list[str], key: str) -> list[Any]:
+        assert key == "verdict"
+        return [self.rows.get(name) for name in task_ids]
+
+    def xcom_push(self, *, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+    def get_task_states(self, *, dag_id: str, run_ids: list[str]) -> dict[str, dict[str, str]]:
+        return {run_ids[0]: self.states}
+
+
+def context(ti: FakeTaskInstance | None = None, **params: Any) -> dict[str, Any]:
+    defaults = {"version": 2, "strategy": "canary", "dry_run": False}
+    return {"ti": ti or FakeTaskInstance(claim=CLAIM, export=EXPORT), "run_id": "deliver__digits__v2", "params": {**defaults, **params}}
+
+
+def finding(outcome: Outcome) -> Finding:
+    return Finding(name="accuracy_at_least", outcome=outcome, why="accuracy is 0.42 and must be at least 0.85")
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch):
+    def choose(runtime: FakeRuntime) -> FakeRuntime:
+        monkeypatch.setattr(task_module, "runtime_from_environ", lambda: runtime)
+        return runtime
+
+    return choose
+
+
+def test_a_passed_verdict_passes_and_is_recorded(use, tmp_path: Path) -> None:
+    """The outputs of a passed verdict reach later tasks, and the job is forgotten."""
+    runtime, here = use(FakeRuntime(tmp_path, finding(Outcome.PASSED))), context()
+    assert GoldenSet(policy=POLICY).execute(here) == {"key": "value"}
+    assert here["ti"].pushed["verdict"]["outcome"] == "passed"
+    assert runtime.removed == list(runtime.jobs)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.INCONCLUSIVE])
+def test_a_verdict_that_does_not_pass_is_never_retried(use, tmp_path: Path, outcome: Outcome) -> None:
+    """Failed and inconclusive end the task for good, with the reason in the message and on record."""
+    use(FakeRuntime(tmp_path, finding(outcome)))
+    here = context()
+    with pytest.raises(AirflowFailException, match=f"golden_set says {outcome.word} of digits v2: .*must be at least 0.85"):
+        GoldenSet(policy=POLICY).execute(here)
+    assert here["ti"].pushed["verdict"]["outcome"] == outcome.word
+
+
+def test_no_findings_do_not_pass(use, tmp_path: Path) -> None:
+    """A task that found nothing has shown nothing."""
+    use(FakeRuntime(tmp_path))
+    with pytest.raises(AirflowFailException, match="inconclusive"):
+        GoldenSet(policy=POLICY).execute(context())
+
+
+@pytest.mark.parametrize(
+    ("runtime", "why"),
+    [
+        ({"exit_code": 1}, "exit code 1 and no verdict"),
+        ({"exit_code": 0, "verdict": b""}, "cannot be read"),
+        ({"exit_code": 0, "verdict": b"x" * 4097}, "4097 bytes; the limit is 4096"),
+        ({"exit_code": 0, "verdict": b'{"contract":1}'}, "cannot be read"),
+    ],
+)
+def test_no_verdict_is_an_error_that_is_retried(use, tmp_path: Path, runtime: dict[str, Any], why: str) -> None:
+    """A crash, an unreadable or an oversized verdict raises an ordinary exception, so that Airflow tries again, on a fresh job."""
+    fake = use(FakeRuntime(tmp_path, **runtime))
+    with pytest.raises(AirflowException, match=why) as caught:
+        GoldenSet(policy=POLICY).execute(context())
+    assert not isinstance(caught.value, AirflowFailException)
+    assert fake.removed
+
+
+def test_a_verdict_for_another_spec_is_an_error(use, tmp_path: Path) -> None:
+    """A verdict that answers another spec counts as none."""
+    other = Spec(task="golden_set", model="digits", version=1, delivery="other", evidence_uri="file:///e")
+    write_verdict(Decision(findings=(finding(Outcome.PASSED),)), spec=other, evidence_digest="0", out=tmp_path)
+    use(FakeRuntime(tmp_path, verdict=(tmp_path / "verdict.json").read_bytes()))
+    with pytest.raises(AirflowException, match="answers spec"):
+        GoldenSet(policy=POLICY).execute(context())
+
+
+def test_a_bad_spec_fails_at_once(use, tmp_path: Path) -> None:
+    """Exit code 64 is not retried: the spec would be the same."""
+    use(FakeRuntime(tmp_path, exit_code=64))
+    with pytest.raises(AirflowFailException, match="refused its spec"):
+        GoldenSet(policy=POLICY).execute(context())
+
+
+def test_the_spec_carries_bundle_stable_and_limits_but_no_credentials(use, tmp_path: Path) -> None:
+    """A gate's spec names the bundles with their digests and the policy's limits; addresses come as environment."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    GoldenSet(policy=POLICY).execute(context())
+    (job,) = runtime.jobs.values()
+    spec = Spec.from_json(job.spec_json)
+    assert (spec.bundle.uri, spec.stable.version, spec.stable.bundle.uri) == ("file:///b", 1, "file:///s")
+    assert spec.limits["min_rows"] == POLICY.golden_set.min_rows
+    assert "a-token" not in job.spec_json
+    assert "PENSTOCK_DIRECTOR_TOKEN" not in job.environ
+
+
+def test_only_tasks_that_act_on_traffic_get_the_directors_token(use, tmp_path: Path) -> None:
+    """The director's token reaches rollout tasks, and only as environment."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    TrafficShift(policy=POLICY, step=POLICY.rollout.steps[0]).execute(context())
+    (job,) = runtime.jobs.values()
+    assert job.environ["PENSTOCK_DIRECTOR_TOKEN"] == "a-token"
+    assert "a-token" not in job.spec_json
+
+
+def test_a_watch_leaves_the_worker(use, tmp_path: Path) -> None:
+    """The rollback sensor starts its task and defers; the trigger carries the job's name."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    sensor = RollbackSensor(policy=POLICY, step=POLICY.rollout.steps[0])
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute(context())
+    ((name, job),) = runtime.jobs.items()
+    assert deferred.value.trigger.name == name
+    assert job.environ["TASK_KEEPALIVE_S"] == "6.0"
+    assert sensor.resume(context(), {"status": "ended"}, spec_json=job.spec_json, name=name) == {"key": "value"}
+
+
+async def test_the_trigger_keeps_the_watch_alive_until_it_ends(use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the trigger waits it tells the job that somebody does; when the job has ended it fires once."""
+    runtime = use(FakeRuntime(tmp_path))
+    runtime.running_for = 3
+    monkeypatch.setattr(task_module, "BEAT_S", 0)
+    trigger = VerdictTrigger(name="job", timeout_s=60)
+    events = [event.payload async for event in trigger.run()]
+    assert (events, runtime.beats) == ([{"status": "ended"}], 3)
+
+
+@pytest.mark.parametrize(
+    ("params", "stable", "skipped"),
+    [
+        ({}, 1, []),
+        ({}, 0, ["shadow", "traffic_shift_10", "traffic_shift_1000"]),
+        ({"dry_run": True}, 1, ["shadow", "traffic_shift_10", "traffic_shift_1000", "promote"]),
+        ({"strategy": "blue_green"}, 1, ["shadow", "traffic_shift_10"]),
+        ({"strategy": "shadow"}, 1, ["traffic_shift_10", "traffic_shift_1000", "promote"]),
+    ],
+)
+def test_a_strategy_decides_which_tasks_run(use, tmp_path: Path, params: dict[str, Any], stable: int, skipped: list[str]) -> None:
+    """Dry runs, strategies and a first version skip what has nothing to do, visibly; nothing else is skipped."""
+    use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    first, last = POLICY.rollout.steps[0], POLICY.rollout.steps[-1]
+    tasks = [Shadow(policy=POLICY), TrafficShift(policy=POLICY, step=first), TrafficShift(policy=POLICY, step=last), Promote(policy=POLICY)]
+    here = context(FakeTaskInstance(claim={**CLAIM, "stable_version": stable}, export=EXPORT), **params)
+    assert [task.task_id for task in tasks if task.skip_reason(here)] == skipped
+
+
+def test_a_skipped_task_starts_nothing(use, tmp_path: Path) -> None:
+    """A task that is not part of the delivery is skipped before anything runs."""
+    runtime = use(FakeRuntime(tmp_path))
+    with pytest.raises(AirflowSkipException, match="dry run"):
+        Shadow(policy=POLICY).execute(context(dry_run=True))
+    assert runtime.jobs == {}
+
+
+def test_restore_learns_what_ended_and_how(use, tmp_path: Path) -> None:
+    """The teardown is told each task's outcome; one that failed without a verdict counts as an error."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    ti = FakeTaskInstance(states={"claim": "success", "golden_set": "failed"}, claim=CLAIM)
+    with DAG(dag_id="deliver_digits", schedule=None):
+        restore = Restore(policy=POLICY).as_teardown()
+        _ = Claim(policy=POLICY) >> GoldenSet(policy=POLICY) >> restore
+    restore.execute(context(ti))
+    (job,) = runtime.jobs.values()
+    inputs = Spec.from_json(job.spec_json).inputs
+    assert [(row["task"], row["outcome"]) for row in inputs["verdicts"]] == [("claim", "passed"), ("golden_set", "error")]
+    assert inputs["promoted"] is False
+
+
+def test_job_names_are_stable_and_fit_a_container() -> None:
+    """The same delivery and task have the same name on every try; another delivery has another."""
+    one = Spec(task="golden_set", model="digits", version=2, delivery="manual__2026-11-22T06:00:00+00:00", evidence_uri="file:///e")
+    other = Spec(task="golden_set", model="digits", version=2, delivery="deliver__digits__v2", evidence_uri="file:///e")
+    assert job_name(one, "golden_set") == job_name(one, "golden_set") != job_name(other, "golden_set")
+    assert set(job_name(one, "golden_set")) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

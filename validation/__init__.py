@@ -1,0 +1,1 @@
+"""The gates: container-side code that decides. Knows nothing of Airflow, registries or engines."""
