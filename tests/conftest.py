@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # the fixtures' own modules; the checkout's root stays off the path
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # the fixtures' own modules; the checkout's root stays off the path
+sys.path.insert(0, str(HERE.parent / "plugins"))  # as Airflow loads them: top-level modules by their stem
 
 import airflow_home  # noqa: E402, F401

@@ -1,0 +1,91 @@
+"""The task `shadow`: mirrors traffic to the candidate and judges what its own server made of it. Users see stable's answers only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from delivery.director_client import Director
+from delivery.rollout import Plan, limit, watch
+from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
+from validation.judges import errors_below
+from validation.policy import Rollout, Shadow, Trigger
+
+
+def run(spec: Spec, evidence: Path) -> Decision:
+    """Returns when the mirror is decided; the mirror is off again whatever the verdict."""
+    if spec.stable is None:
+        raise BadSpec("shadow needs a stable version whose traffic is mirrored")
+    shadow, rollout, trigger = limit(spec, "shadow", Shadow), limit(spec, "rollout", Rollout), limit(spec, "trigger", Trigger)
+    mirror = Mirror(spec=spec, shadow=shadow, rollout=rollout, director=Director.from_env())
+    mirror.begin()
+    plan = Plan(min_seconds=shadow.min_seconds, max_seconds=shadow.max_seconds, rollout=rollout, trigger=trigger)
+    decision = watch(spec, evidence, mirror, plan)
+    mirror.end()
+    return decision
+
+
+@dataclass(kw_only=True)
+class Mirror:
+    """A copy of the traffic; judged by the counters of the candidate's own endpoints, since its answers are dropped."""
+
+    spec: Spec
+    shadow: Shadow
+    rollout: Rollout
+    director: Director
+    before: tuple[int, int] = (0, 0)
+    looks: list[tuple[int, int]] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """Notes the counters' state, then sets the mirror and has it confirmed."""
+        self.before = self._counters()
+        self.director.put_shadow(self.spec.model, self.shadow.permille)
+
+    def hold(self) -> None:
+        requests, failures = self._counters()
+        self.looks.append((requests - self.before[0], failures - self.before[1]))
+
+    def end(self) -> None:
+        self.director.put_shadow(self.spec.model, 0)
+
+    def findings(self) -> tuple[Finding, ...]:
+        requests, failures = self.looks[-1]
+        if min(requests, failures) < 0:
+            return (Finding(name="mirrored_errors", outcome=Outcome.INCONCLUSIVE, why="the gateway's counters fell: it was restarted"),)
+        return (self._enough(requests), self._errors(requests, failures))
+
+    def record(self, evidence: Path) -> None:
+        rows = [{"requests": requests, "failures": failures} for requests, failures in self.looks]
+        (evidence / "mirrored.json").write_text(json.dumps(rows))
+
+    def outputs(self) -> dict[str, Any]:
+        requests, failures = self.looks[-1]
+        return {"mirrored": requests, "mirrored_failures": failures}
+
+    def _counters(self) -> tuple[int, int]:
+        seen = self.director.mirrored(self.spec.model)
+        return seen.requests, seen.failures
+
+    def _enough(self, requests: int) -> Finding:
+        least = self.shadow.min_requests
+        return Finding(
+            name="mirrored_requests",
+            outcome=Outcome.PASSED if requests >= least else Outcome.INCONCLUSIVE,
+            why=f"{requests} mirrored requests of at least {least}",
+            observed=float(requests),
+            limit=float(least),
+            advice=None if requests >= least else "more traffic, or a longer max_seconds in [shadow]",
+        )
+
+    def _errors(self, requests: int, failures: int) -> Finding:
+        return errors_below(
+            name="mirrored_errors",
+            failures=min(failures, requests),
+            n=requests,
+            limit=self.rollout.error_limit,
+            exclude=self.shadow.exclude_error_rate,
+            false_alarm=self.rollout.false_alarm / 2,
+            miss=self.rollout.miss,
+        )

@@ -1,0 +1,41 @@
+"""The task `traffic_shift`: gives the candidate one step's share, and verifies that the gateway obeys. Judges nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from delivery.director_client import Director
+from delivery.registry import Registry
+from delivery.rollout import limit, not_superseded
+from validation.contract import Decision, Finding, Outcome, Spec
+from validation.policy import Rollout, Step, Trigger
+
+
+def run(spec: Spec, evidence: Path) -> Decision:
+    """Puts the split under the delivery's name; raises (and is retried) when the gateway does not confirm it."""
+    del evidence
+    step, rollout, trigger = limit(spec, "step", Step), limit(spec, "rollout", Rollout), limit(spec, "trigger", Trigger)
+    superseded = _superseded(spec, rollout, trigger)
+    if superseded and superseded.outcome is not Outcome.PASSED:
+        return Decision(findings=(superseded,))
+    director = Director.from_env()
+    director.put_split(spec.model, spec.delivery, step.permille, rollout.lease_seconds)
+    split = director.model(spec.model).split
+    return Decision(findings=(_in_force(split.permille if split and split.holder == spec.delivery else None, step.permille),))
+
+
+def _superseded(spec: Spec, rollout: Rollout, trigger: Trigger) -> Finding | None:
+    if rollout.newer != "supersedes":
+        return None
+    return not_superseded(spec, Registry.from_env().newer_wanted(spec.model, spec.version, trigger))
+
+
+def _in_force(observed: int | None, wanted: int) -> Finding:
+    holds = observed == wanted
+    return Finding(
+        name="split_permille",
+        outcome=Outcome.PASSED if holds else Outcome.FAILED,
+        why=f"the gateway confirmed {wanted} per mille" if holds else f"the split reads {observed} per mille instead of {wanted}",
+        observed=None if observed is None else float(observed),
+        limit=float(wanted),
+    )

@@ -1,0 +1,74 @@
+"""The DAGs as Airflow loads them: one delivery per policy, tasks named by their noun, a teardown that always runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow_home import ROOT
+
+NOUNS = ["claim", "export", "golden_set", "package", "latency_benchmark", "start_candidate", "shadow"]
+STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
+
+
+@pytest.fixture(scope="module")
+def dags() -> DagBag:
+    return DagBag(str(ROOT / "dags"))
+
+
+def test_all_dag_files_load(dags: DagBag) -> None:
+    """No DAG file has an import error, and each kind of DAG is there."""
+    assert dags.import_errors == {}
+    assert set(dags.dags) == {"deliver_digits", "retrain_digits", "registry_sweep"}
+
+
+def test_a_delivery_is_one_chain_of_nouns(dags: DagBag) -> None:
+    """The delivery's tasks stand in the designed order, each after the one before."""
+    chain = [task.task_id for task in dags.dags["deliver_digits"].topological_sort()]
+    assert chain == [*NOUNS, *STEPS, "promote", "restore"]
+    for before, after in zip(chain, chain[1:], strict=False):
+        assert after in dags.dags["deliver_digits"].get_task(before).downstream_task_ids
+
+
+def test_deliveries_of_a_model_never_overlap(dags: DagBag) -> None:
+    """A newer version waits until the older delivery has ended; retraining and the sweep do not overlap themselves."""
+    assert [dag.max_active_runs for dag in dags.dags.values()] == [1, 1, 1]
+
+
+def test_restore_runs_whatever_happened_and_does_not_hide_it(dags: DagBag) -> None:
+    """Restore is a teardown: it runs after failures, and the run still counts as failed."""
+    restore = dags.dags["deliver_digits"].get_task("restore")
+    assert restore.is_teardown
+    assert not restore.on_failure_fail_dagrun
+
+
+def test_every_task_tells_when_it_fails(dags: DagBag) -> None:
+    """Each task of a delivery has a failure callback."""
+    assert all(task.on_failure_callback for task in dags.dags["deliver_digits"].tasks)
+
+
+def test_the_form_offers_version_strategy_and_dry_run(dags: DagBag) -> None:
+    """The trigger form in the UI asks for these three, and the version has no default."""
+    params = dags.dags["deliver_digits"].params
+    assert list(params) == ["version", "strategy", "dry_run"]
+    assert params.get_param("strategy").schema["enum"] == ["canary", "blue_green", "shadow"]
+    assert params.get_param("version").schema["minimum"] == 1
+
+
+def test_a_broken_policy_stops_its_own_model_only(tmp_path: Path) -> None:
+    """A policy with an unknown key becomes a delivery that fails with the reason; other models load as ever."""
+    shutil.copy(ROOT / "dags" / "policies" / "digits.toml", tmp_path)
+    text = (tmp_path / "digits.toml").read_text()
+    (tmp_path / "fraud.toml").write_text(text.replace('"digits"', '"fraud"').replace("owner =", "onwer ="))
+    code = (
+        "import airflow_home\nfrom airflow.dag_processing.dagbag import DagBag\n"
+        f"bag = DagBag({str(ROOT / 'dags' / 'deliver.py')!r})\nprint(sorted(bag.dags), bag.dags['deliver_fraud'].get_task('claim').why)"
+    )
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent), "PENSTOCK_POLICIES": str(tmp_path), "HOME": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
+    assert "['deliver_digits', 'deliver_fraud']" in told
+    assert "fraud.toml: unknown key onwer; allowed here: model, owner" in told

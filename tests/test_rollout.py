@@ -1,0 +1,239 @@
+"""The watch under traffic: it renews, judges every look, and takes the candidate back itself; it never passes for lack of evidence."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow_home import ROOT
+
+from delivery import rollback_sensor, rollout, shadow, traffic_shift
+from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, Row, Rows, SplitView
+from validation.contract import BadSpec, Bundle, Decision, Outcome, Spec, Stable, worst
+from validation.policy import read_policy, section
+
+POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
+HOLDER = "deliver__digits__v2"
+
+
+class Gateway:
+    """A director whose traffic is scripted: each look adds a second of requests with given failures and latencies."""
+
+    def __init__(self, *, per_look: int = 20, fails: Callable[[int], bool] = lambda _: False, slow: float = 1.0) -> None:
+        self.per_look, self.fails, self.slow = per_look, fails, slow
+        self.rows: list[Row] = [Row(i, time.time() - 60 + i / 10, 1, True, 20.0 + i % 5) for i in range(1, 500)]
+        self.permille = 0
+        self.history: list[int] = []
+        self.renewals = 0
+        self.lose: set[int] = set()
+        self.unreachable: set[int] = set()
+        self.mirror = 0
+        self.counters = (100, 0)
+        self.epoch = "one"
+
+    def put_split(self, model: str, holder: str, permille: int, ttl_s: float) -> None:
+        self.permille = permille
+        self.history.append(permille)
+
+    def renew(self, model: str, holder: str, ttl_s: float) -> int:
+        self.renewals += 1
+        if self.renewals in self.unreachable:
+            raise DirectorUnreachable("gone")
+        if self.renewals in self.lose:
+            raise LeaseLost("lapsed")
+        self._second()
+        return self.permille
+
+    def release(self, model: str, holder: str) -> None:
+        self.permille = 0
+        self.history.append(0)
+
+    def observations(self, model: str, after: int = 0) -> Rows:
+        rows = tuple(row for row in self.rows if row.number > after)[:20_000]
+        return Rows(epoch=self.epoch, last=rows[-1].number if rows else self.rows[-1].number, rows=rows)
+
+    def put_shadow(self, model: str, permille: int) -> None:
+        self.mirror = permille
+        self.history.append(permille)
+
+    def mirrored(self, model: str) -> Mirrored:
+        requests, failures = self.counters
+        if self.mirror:
+            self.counters = (requests + self.per_look, failures + sum(self.fails(i) for i in range(self.per_look)))
+        return Mirrored(requests=self.counters[0], failures=self.counters[1])
+
+    def model(self, model: str) -> ModelView:
+        split = SplitView(holder=HOLDER, permille=self.permille, expires_in_s=10)
+        return ModelView(model=model, stable=None, previous=None, candidate=None, shadow_permille=0, split=split)
+
+    def _second(self) -> None:
+        second = self.rows[-1].unix_s + 1
+        for i in range(self.per_look):
+            for version, factor, ok in ((1, 1.0, True), (2, self.slow, not self.fails(i))):
+                self.rows.append(Row(self.rows[-1].number + 1, second, version, ok, (20.0 + i % 5) * factor))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "TICK_S", 0.0)
+    monkeypatch.delenv("TASK_KEEPALIVE_S", raising=False)
+
+
+def spec(task: str = "rollback_sensor", *, max_seconds: float = 5.0, permille: int = 100, **changes: Any) -> Spec:
+    step = replace(POLICY.rollout.steps[1], permille=permille, min_seconds=0.0, max_seconds=max_seconds)
+    limits = {
+        "step": section(step),
+        "rollout": section(replace(POLICY.rollout, **changes)),
+        "trigger": section(POLICY.trigger),
+        "shadow": section(replace(POLICY.shadow, min_seconds=0.0, max_seconds=max_seconds)),
+    }
+    bundle = Bundle(uri="file:///b", sha256="0")
+    return Spec(
+        task=task, model="digits", version=2, delivery=HOLDER, evidence_uri="file:///e", stable=Stable(version=1, bundle=bundle), limits=limits
+    )
+
+
+def run(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any = rollback_sensor, **changes: Any) -> Decision:
+    monkeypatch.setattr(task.Director, "from_env", lambda: gateway)
+    return task.run(spec(**changes), tmp_path)
+
+
+def outcome(decision: Decision) -> Outcome:
+    return worst(each.outcome for each in decision.findings)
+
+
+def test_a_good_candidate_passes_and_keeps_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Enough clean and quick answers pass the step; the split stays for the next one, and the evidence is written."""
+    gateway = Gateway()
+    decision = run(gateway, monkeypatch, tmp_path)
+    assert (outcome(decision), gateway.permille) == (Outcome.PASSED, 100)
+    assert len((tmp_path / "observations.csv").read_text().splitlines()) > decision.outputs["requests"]
+
+
+def test_a_failing_candidate_is_taken_back_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Errors surely above the limit: the watch itself puts all traffic back on stable, within a few looks, and says how fast."""
+    gateway = Gateway(fails=lambda i: i % 5 == 0)
+    decision = run(gateway, monkeypatch, tmp_path)
+    assert (outcome(decision), gateway.history) == (Outcome.FAILED, [100, 0])
+    assert gateway.renewals <= 2
+    assert decision.outputs["failures"] > 0
+    assert "first_failure_to_stable_s" in decision.outputs
+
+
+def test_a_slow_candidate_is_taken_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A candidate that is surely more than 20 % slower than stable is taken back though nothing fails."""
+    gateway = Gateway(slow=2.0)
+    decision = run(gateway, monkeypatch, tmp_path)
+    assert (outcome(decision), gateway.permille) == (Outcome.FAILED, 0)
+    assert {each.name: each.outcome for each in decision.findings}["latency_at_100_permille"] is Outcome.FAILED
+
+
+def test_without_traffic_nothing_passes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No requests at the candidate until the deadline: inconclusive, and the share is taken back."""
+    gateway = Gateway(per_look=0)
+    decision = run(gateway, monkeypatch, tmp_path, max_seconds=0.1)
+    assert (outcome(decision), gateway.permille) == (Outcome.INCONCLUSIVE, 0)
+
+
+def test_a_lost_lease_is_asked_for_again_with_the_same_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a director's restart the watch goes on at the share it had; it never asks for more."""
+    gateway = Gateway()
+    gateway.lose = {2}
+    assert outcome(run(gateway, monkeypatch, tmp_path)) is Outcome.PASSED
+    assert gateway.history == [100, 100]
+
+
+def test_a_lease_that_keeps_being_lost_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A lease lost again and again ends the watch without a verdict, on stable."""
+    gateway = Gateway(per_look=0)
+    gateway.lose = set(range(1, 100))
+    with pytest.raises(LeaseLost):
+        run(gateway, monkeypatch, tmp_path)
+    assert gateway.permille == 0
+
+
+def test_a_director_that_is_away_for_a_moment_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Looks without an answer bring no evidence and no verdict; the watch goes on when the director is back."""
+    gateway = Gateway()
+    gateway.unreachable = {2, 3}
+    assert outcome(run(gateway, monkeypatch, tmp_path)) is Outcome.PASSED
+
+
+def test_another_holder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A split that another delivery holds is never judged as ours."""
+    gateway = Gateway()
+
+    def held(*args: Any) -> None:
+        raise LeaseHeld("held", "somebody else")
+
+    gateway.put_split = held  # type: ignore[method-assign]
+    with pytest.raises(LeaseHeld):
+        run(gateway, monkeypatch, tmp_path)
+
+
+def test_a_watch_that_nobody_waits_for_takes_the_candidate_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """When the trigger's sign of life is too old, the split is released and there is no verdict."""
+    gateway = Gateway(per_look=0)
+    (tmp_path / "keepalive").touch()
+    os.utime(tmp_path / "keepalive", (time.time() - 60, time.time() - 60))
+    monkeypatch.setenv("TASK_KEEPALIVE_S", "6")
+    monkeypatch.setenv("TASK_OUT", str(tmp_path))
+    with pytest.raises(rollout.Abandoned, match="nobody has waited"):
+        run(gateway, monkeypatch, tmp_path)
+    assert gateway.permille == 0
+
+
+def test_a_newer_version_takes_the_place_if_the_policy_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Under `supersedes` a newer wanted version ends the rollout as failed, naming it; under `waits` nobody asks."""
+
+    class Registry:
+        def newer_wanted(self, *args: Any) -> int:
+            return 3
+
+    monkeypatch.setattr(rollout.Registry, "from_env", lambda: Registry())
+    gateway = Gateway()
+    decision = run(gateway, monkeypatch, tmp_path, newer="supersedes")
+    assert (outcome(decision), gateway.permille) == (Outcome.FAILED, 0)
+    assert "v3 arrived" in {each.name: each.why for each in decision.findings}["not_superseded"]
+    assert outcome(run(Gateway(), monkeypatch, tmp_path)) is Outcome.PASSED
+
+
+def test_a_step_without_stable_or_with_a_wrong_limit_is_a_bad_spec(tmp_path: Path) -> None:
+    """A spec that cannot be watched is refused before any traffic moves, naming what is missing."""
+    with pytest.raises(BadSpec, match="needs a stable version"):
+        rollback_sensor.run(replace(spec(), stable=None), tmp_path)
+    with pytest.raises(BadSpec, match=r"needs limits\.step"):
+        rollback_sensor.run(replace(spec(), limits={}), tmp_path)
+    with pytest.raises(BadSpec, match="unknown key step.share"):
+        rollback_sensor.run(replace(spec(), limits={**spec().limits, "step": {"share": 1}}), tmp_path)
+
+
+def test_a_shift_is_set_then_verified(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The shift passes only when the director reads back the share that was asked for."""
+    gateway = Gateway()
+    assert outcome(run(gateway, monkeypatch, tmp_path, traffic_shift)) is Outcome.PASSED
+    gateway.put_split = lambda *args: None  # type: ignore[method-assign]
+    gateway.permille = 10
+    assert outcome(run(gateway, monkeypatch, tmp_path, traffic_shift)) is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("gateway", "expected"),
+    [
+        (Gateway(), Outcome.PASSED),
+        (Gateway(fails=lambda i: i % 5 == 0), Outcome.FAILED),
+        (Gateway(per_look=0), Outcome.INCONCLUSIVE),
+        (Gateway(per_look=-1), Outcome.INCONCLUSIVE),
+    ],
+)
+def test_a_mirror_is_judged_by_the_candidates_own_endpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gateway: Gateway, expected: Outcome
+) -> None:
+    """Mirrored requests pass, fail or leave it open by counters; counters that fall are no evidence; the mirror is always off after."""
+    decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=0.3)
+    assert (outcome(decision), gateway.mirror) == (expected, 0)
