@@ -28,7 +28,7 @@ FORM = {
         "canary",
         enum=["canary", "blue_green", "shadow"],
         title="Strategy",
-        description="canary: shadow, then the policy's steps. blue_green: all traffic at once, watched. shadow: mirrored traffic only, no promotion.",
+        description="canary: shadow, then the policy's steps. blue_green: all traffic at once, watched. shadow: a mirror, no promotion.",
     ),
     "dry_run": Param(False, type="boolean", title="Dry run", description="Runs the gates only: no server, no traffic, no promotion."),
 }
@@ -52,7 +52,9 @@ def deliver(policy: Policy) -> DAG:
         for task in (Export, GoldenSet, Package, LatencyBenchmark, StartCandidate, Shadow):
             last = last >> task(policy=policy)
         for step in policy.rollout.steps:
-            last = last >> TrafficShift(policy=policy, step=step) >> RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
+            last = (
+                last >> TrafficShift(policy=policy, step=step) >> RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
+            )
         _ = last >> Promote(policy=policy) >> Restore(policy=policy).as_teardown()
     return dag
 
@@ -60,7 +62,13 @@ def deliver(policy: Policy) -> DAG:
 def refuse(model: str, why: str) -> DAG:
     """Stands in for a model whose policy cannot be read: its deliveries fail with the reason, the other models go on."""
     dag = DAG(
-        dag_id=f"deliver_{model}", description=why, schedule=None, catchup=False, max_active_runs=1, is_paused_upon_creation=False, params=FORM
+        dag_id=f"deliver_{model}",
+        description=why,
+        schedule=None,
+        catchup=False,
+        max_active_runs=1,
+        is_paused_upon_creation=False,
+        params=FORM,
     )
     with dag:
         BrokenPolicy(why=why)

@@ -31,7 +31,7 @@ class RegistrySweep(TaskOperator):
 
 
 def offer(model: str, version: int) -> dict[str, Any]:
-    """The delivery of one version: its DAG, its one run id (the database's unique key makes the same version twice one delivery), its form."""
+    """The delivery of one version: its DAG, its form and its one run id, by which the database makes it happen once."""
     return {
         "trigger_dag_id": f"deliver_{model}",
         "trigger_run_id": f"deliver__{model}__v{version}",

@@ -54,8 +54,15 @@ class TaskOperator(BaseOperator):
         kwargs.setdefault("trigger_rule", "none_failed")
         kwargs.setdefault("on_failure_callback", tell_failure)
         super().__init__(**kwargs)
-        self.policy = policy
+        self._policy = policy
         self.timeout_s = timeout_s
+
+    @property
+    def policy(self) -> Policy:
+        """The model's policy; tasks that belong to no model have none and do not ask."""
+        if self._policy is None:
+            raise AirflowFailException(f"{self.task_id} belongs to no model and has no policy")
+        return self._policy
 
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """What the task is measured against: the policy's section for it."""
@@ -67,7 +74,7 @@ class TaskOperator(BaseOperator):
         del context
         return None
 
-    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+    def execute(self, context: Mapping[str, Any]) -> Any:
         if reason := self.skip_reason(context):
             raise AirflowSkipException(reason)
         spec = self.spec(context)
@@ -108,7 +115,7 @@ class TaskOperator(BaseOperator):
         inputs = self.inputs(context)
         spec = Spec(
             task=self.noun,
-            model=self.policy.model if self.policy else "-",
+            model=self._model,
             version=int(context["params"].get("version") or 0),
             delivery=context["run_id"],
             evidence_uri=self._evidence_uri(context, inputs),
@@ -136,6 +143,10 @@ class TaskOperator(BaseOperator):
             environ=self._environ(),
         )
 
+    @property
+    def _model(self) -> str:
+        return self._policy.model if self._policy else "-"
+
     def _environ(self) -> dict[str, str]:
         environ: dict[str, str] = {"TASK_KEEPALIVE_S": str(KEEPALIVE_S)} if self.deferrable else {}
         for name in self.connections:
@@ -160,7 +171,7 @@ class TaskOperator(BaseOperator):
 
     def _evidence_uri(self, context: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
         delivery = re.sub(r"[^A-Za-z0-9._-]", "_", context["run_id"])
-        root = inputs.get("artifacts_uri") or f"{_artifact_root()}/penstock/{self.policy.model if self.policy else 'all'}"
+        root = inputs.get("artifacts_uri") or f"{_artifact_root()}/penstock/{self._model.strip('-') or 'all'}"
         return f"{root}/{delivery}/{self.task_id}"
 
 
@@ -194,7 +205,9 @@ def verdicts(context: Mapping[str, Any], task_ids: tuple[str, ...]) -> list[dict
 
 def job_name(spec: Spec, task_id: str) -> str:
     """One name per delivery and task, the same on every try; fits a container's and a pod's name."""
-    return f"{spec.model.strip('-') or 'all'}-v{spec.version}-{task_id}-{hashlib.sha256(spec.delivery.encode()).hexdigest()[:10]}".replace("_", "-")
+    return f"{spec.model.strip('-') or 'all'}-v{spec.version}-{task_id}-{hashlib.sha256(spec.delivery.encode()).hexdigest()[:10]}".replace(
+        "_", "-"
+    )
 
 
 def place_environ() -> dict[str, str]:

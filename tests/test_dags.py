@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def test_a_delivery_is_one_chain_of_nouns(dags: DagBag) -> None:
     """The delivery's tasks stand in the designed order, each after the one before."""
     chain = [task.task_id for task in dags.dags["deliver_digits"].topological_sort()]
     assert chain == [*NOUNS, *STEPS, "promote", "restore"]
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in itertools.pairwise(chain):
         assert after in dags.dags["deliver_digits"].get_task(before).downstream_task_ids
 
 

@@ -9,7 +9,10 @@ import pytest
 
 from operators import notice
 
-CONTEXT = {"ti": SimpleNamespace(dag_id="deliver_digits", run_id="deliver__digits__v3", task_id="golden_set"), "exception": ValueError("too low")}
+CONTEXT = {
+    "ti": SimpleNamespace(dag_id="deliver_digits", run_id="deliver__digits__v3", task_id="golden_set"),
+    "exception": ValueError("too low"),
+}
 
 
 def test_the_message_names_delivery_task_and_reason() -> None:
@@ -27,7 +30,9 @@ def test_an_unreachable_address_does_not_raise(monkeypatch: pytest.MonkeyPatch, 
 def test_the_message_is_posted_where_the_setting_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """With an address set, the line goes there as JSON."""
     sent = []
-    monkeypatch.setattr(httpx, "post", lambda url, **kwargs: sent.append((url, kwargs["json"])) or SimpleNamespace(raise_for_status=lambda: None))
+    monkeypatch.setattr(
+        httpx, "post", lambda url, **kwargs: sent.append((url, kwargs["json"])) or SimpleNamespace(raise_for_status=lambda: None)
+    )
     monkeypatch.setenv("PENSTOCK_NOTICE_URL", "http://chat.example/hook")
     notice.tell_failure(CONTEXT)
     assert sent == [("http://chat.example/hook", {"text": notice.failure_text(CONTEXT)})]

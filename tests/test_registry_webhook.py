@@ -75,7 +75,9 @@ def event(*, entity: str = "model_version_tag", action: str = "set", **data: Any
     return {"entity": entity, "action": action, "data": {"name": "digits", "version": "7", "key": "candidate", "value": "true", **data}}
 
 
-def post(body: bytes | dict[str, Any], *, secret: str = SECRET, age_s: float = 0, delivery_id: str = "id", signed: bytes | None = None) -> Any:
+def post(
+    body: bytes | dict[str, Any], *, secret: str = SECRET, age_s: float = 0, delivery_id: str = "id", signed: bytes | None = None
+) -> Any:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     timestamp = str(int(time.time() - age_s))
     headers = {

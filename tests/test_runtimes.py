@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -171,17 +172,17 @@ def docker_runtime() -> DockerRuntime:
     base = os.environ.get("BASE_IMAGE", "python:3.11-slim-bookworm")
     dockerfile = (
         f"FROM {base}\nRUN mkdir /out && chown 65534 /out\nWORKDIR /app\nRUN echo {textwrap.dedent(TASK).encode().hex()} | "
-        "python3 -c 'import sys; open(\"/app/fake_task.py\", \"wb\").write(bytes.fromhex(sys.stdin.read().strip()))'\n"
+        'python3 -c \'import sys; open("/app/fake_task.py", "wb").write(bytes.fromhex(sys.stdin.read().strip()))\'\n'
     )
     engine.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=IMAGE, rm=True)
     return DockerRuntime(image_prefix="penstock-test/", network="none")
 
 
 @pytest.fixture
-def docker_job(docker_runtime: DockerRuntime, request: pytest.FixtureRequest) -> str:
+def docker_job(docker_runtime: DockerRuntime, request: pytest.FixtureRequest) -> Iterator[str]:
     name = f"penstock-test-{os.getpid()}-{request.node.name[-20:]}"
-    request.addfinalizer(lambda: docker_runtime.remove(name))
-    return name
+    yield name
+    docker_runtime.remove(name)
 
 
 @pytest.mark.engine

@@ -25,7 +25,13 @@ from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
 from validation.policy import read_policy
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
-CLAIM = {"source_run": "r", "artifacts_uri": "http://127.0.0.1:1/a", "stable_version": 1, "stable_bundle_uri": "file:///s", "stable_bundle_sha256": "d"}
+CLAIM = {
+    "source_run": "r",
+    "artifacts_uri": "http://127.0.0.1:1/a",
+    "stable_version": 1,
+    "stable_bundle_uri": "file:///s",
+    "stable_bundle_sha256": "d",
+}
 EXPORT = {"bundle_uri": "file:///b", "bundle_sha256": "e"}
 
 

@@ -30,6 +30,7 @@ from typing import Any
 
 CONTRACT_VERSION = 1
 VERDICT_LIMIT_BYTES = 4096  # what Kubernetes carries as a pod's termination message
+TEXT_LIMIT_BYTES = 500  # of one text in a verdict's finding: an error message of a library must not crowd out the verdict
 EXIT_BAD_SPEC = 64  # EX_USAGE in BSD's sysexits.h
 
 
@@ -125,7 +126,7 @@ class Spec:
             raise BadSpec(f"contract is {row.get('contract')!r}; this task speaks version {CONTRACT_VERSION}")
         try:
             _only_known(row, cls, "spec")
-            return cls(**{**row, "bundle": _bundle(row.get("bundle")), "stable": _stable(row.get("stable"))})._checked()
+            return cls(**{**row, "bundle": _bundle(row.get("bundle")), "stable": _stable(row.get("stable"))})._checked()  # noqa: SLF001 - its own
         except (TypeError, KeyError, ValueError) as error:
             raise BadSpec(str(error)) from error
 
@@ -218,8 +219,8 @@ def sha256(data: bytes) -> str:
 
 
 def write_verdict(decision: Decision, *, spec: Spec, evidence_digest: str, out: Path) -> Verdict:
-    """Writes `verdict.json` below `out`, last and by rename; drops the mildest findings until it fits."""
-    ranked = tuple(sorted(decision.findings, key=lambda each: -each.outcome))
+    """Writes `verdict.json` below `out`, last and by rename; cuts long texts and drops the mildest findings until it fits."""
+    ranked = tuple(_cut(each) for each in sorted(decision.findings, key=lambda each: -each.outcome))
     for kept in range(len(ranked), -1, -1):
         verdict = Verdict(
             task=spec.task,
@@ -240,7 +241,8 @@ def publish_evidence(directory: Path, decision: Decision, uri: str) -> str:
     """Writes findings and manifest into the evidence directory, uploads it all, returns the manifest's sha256."""
     rows = [finding.to_dict() for finding in decision.findings]
     (directory / "findings.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
-    names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    files = [path for path in directory.rglob("*") if path.is_file() and path != directory / "manifest.json"]
+    names = sorted(str(path.relative_to(directory)) for path in files)
     manifest = canonical_json({name: sha256((directory / name).read_bytes()) for name in names}).encode()
     (directory / "manifest.json").write_bytes(manifest)
     for name in [*names, "manifest.json"]:
@@ -320,9 +322,25 @@ def _known_scheme(uri: str) -> str:
     return scheme
 
 
+def _cut(finding: Finding) -> Finding:
+    """The finding with texts that a verdict can carry; the evidence has them whole."""
+    values: dict[str, Any] = {each.name: getattr(finding, each.name) for each in fields(finding)}
+    cut: dict[str, Any] = {name: _short(value) if isinstance(value, str) else value for name, value in values.items()}
+    return Finding(**cut)
+
+
+def _short(text: str) -> str:
+    short = text
+    while (size := len(canonical_json(_plain(short)).encode())) > TEXT_LIMIT_BYTES:
+        short = short[: len(short) * TEXT_LIMIT_BYTES // size - 1]
+    return text if short == text else f"{short} ..."
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()  # a lone surrogate, as file names may hold, is no UTF-8
     return [_plain(each) for each in value] if isinstance(value, tuple) else value
 
 

@@ -141,7 +141,9 @@ class Rollout:
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
         _need(shares[-1:] == [1000], "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic")
-        _need(all(s.exclude_error_rate > self.error_limit for s in self.steps), "rollout.steps: exclude_error_rate must lie above error_limit")
+        _need(
+            all(s.exclude_error_rate > self.error_limit for s in self.steps), "rollout.steps: exclude_error_rate must lie above error_limit"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +238,7 @@ def _at(place: str, name: str) -> str:
     return f"{place}.{name}" if place else name
 
 
-def _need(holds: bool, why: str) -> None:
+def _need(holds: bool, why: str) -> None:  # noqa: FBT001 - reads as a sentence: need this, or say why
     if not holds:
         raise BadPolicy(why)
 

@@ -8,16 +8,20 @@ configurations: names, types and shapes come from config.pbtxt.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+Array = np.ndarray
+Feed = dict[str, Array]  # input name -> [rows, *shape]
+
 
 class TritonPythonModel:
     """The class that Triton's Python backend looks for; one object per instance."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Loads the version's ONNX file; what this raises is the reason that Triton gives for not being ready."""
         config = json.loads(args["model_config"])
         path = Path(args["model_repository"]) / args["model_version"] / (config.get("default_model_filename") or "model.onnx")
@@ -27,7 +31,7 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(str(path), _options(config), providers=["CPUExecutionProvider"])
         self._insist_on_names()
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Runs the requests as one batch; should that raise, one by one, so that a bad request spoils no other's answer."""
         feeds = [self._feed(request) for request in requests]
         if self.batches and len(feeds) > 1:
@@ -37,10 +41,10 @@ class TritonPythonModel:
                 pb_utils.Logger.log_warn(f"a batch of {len(feeds)} requests failed, running them one by one: {error}")
         return [self._alone(feed) for feed in feeds]
 
-    def finalize(self):
+    def finalize(self) -> None:
         self.session = None
 
-    def _insist_on_names(self):
+    def _insist_on_names(self) -> None:
         for kind, wanted, have in (
             ("input", self.inputs, self.session.get_inputs()),
             ("output", self.outputs, self.session.get_outputs()),
@@ -49,34 +53,30 @@ class TritonPythonModel:
             if missing := sorted(set(wanted) - set(known)):
                 raise ValueError(f"config.pbtxt names the {kind} {missing[0]!r}; the ONNX file has {known}")
 
-    def _feed(self, request):
+    def _feed(self, request: Any) -> Feed:
         return {name: _readable(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs}
 
-    def _together(self, feeds):
+    def _together(self, feeds: list[Feed]) -> list[Any]:
         sizes = [_rows(feed) for feed in feeds]
         batch = {name: np.concatenate([feed[name] for feed in feeds]) for name in self.inputs}
         results = self._run(batch)
         ends = np.cumsum(sizes)
         return [self._response([each[end - size : end] for each in results]) for size, end in zip(sizes, ends, strict=True)]
 
-    def _alone(self, feed):
+    def _alone(self, feed: Feed) -> Any:
         try:
             return self._response(self._run(feed))
         except Exception as error:  # INTERNAL: a fault of the model, HTTP 500 or gRPC 13, which the gateway sends to another version
             fault = pb_utils.TritonError(f"onnxruntime: {error}", pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=fault)
 
-    def _run(self, feed):
+    def _run(self, feed: Feed) -> list[Array]:
         results = [np.asarray(each) for each in self.session.run(list(self.outputs), feed)]
-        return [self._by_row(name, each, _rows(feed)) for name, each in zip(self.outputs, results, strict=True)] if self.batches else results
+        if not self.batches:
+            return results
+        return [_by_row(name, each, _rows(feed)) for name, each in zip(self.outputs, results, strict=True)]
 
-    def _by_row(self, name, result, rows):
-        """A flat output of N values becomes [N, 1]; one that does not keep the row count cannot be cut into answers."""
-        if result.ndim == 0 or result.shape[0] != rows:
-            raise ValueError(f"output {name!r} has shape {list(result.shape)} for {rows} rows: the model does not keep the batch axis")
-        return result.reshape(-1, 1) if result.ndim == 1 else result
-
-    def _response(self, results):
+    def _response(self, results: list[Array]) -> Any:
         tensors = [
             pb_utils.Tensor(name, np.ascontiguousarray(each).astype(dtype, copy=False))
             for (name, dtype), each in zip(self.outputs.items(), results, strict=True)
@@ -84,7 +84,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
-def _options(config):
+def _options(config: dict[str, Any]) -> Any:
     """Thread counts are the C++ backend's parameters; one thread unless the configuration says otherwise."""
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     options = onnxruntime.SessionOptions()
@@ -96,11 +96,18 @@ def _options(config):
     return options
 
 
-def _rows(feed):
+def _by_row(name: str, result: Array, rows: int) -> Array:
+    """A flat output of N values becomes [N, 1]; one that does not keep the row count cannot be cut into answers."""
+    if result.ndim == 0 or result.shape[0] != rows:
+        raise ValueError(f"output {name!r} has shape {list(result.shape)} for {rows} rows: the model does not keep the batch axis")
+    return result.reshape(-1, 1) if result.ndim == 1 else result
+
+
+def _rows(feed: Feed) -> int:
     return next(iter(feed.values())).shape[0]
 
 
-def _readable(array):
+def _readable(array: Array) -> Array:
     """Triton hands strings as bytes, ONNX Runtime takes text."""
     if array.dtype != np.object_:
         return array

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class NotRunnable(RuntimeError):
-    """This environment cannot run Triton; the message says what to do."""
+    """The environment cannot run Triton; the message says what to do."""
 
 
 def main(argv: list[str]) -> None:
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> None:
         print(f"cannot start Triton: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from error
     remove_regions(shm_prefix(options.name, os.environ))
+    print(f"starting Triton {options.name}", flush=True)  # `delivery.triton` looks for reasons after the last of these lines
     os.execve(command[0], command, environment)  # noqa: S606 - no shell is wanted
 
 
@@ -55,13 +56,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def server_command(options: argparse.Namespace, backends: Path, regions: str) -> list[str]:
-    """tritonserver's command line. Configurations are not completed: that costs a second stub process per model at each start."""
+    """The server's command line. Configurations are not completed: that costs a second stub process per model at each start."""
     if not options.repository.is_dir():
         raise NotRunnable(f"there is no model repository {options.repository}")
     addresses = [
-        flag
-        for name in ("http", "grpc", "metrics")
-        for flag in (f"--{name}-address=127.0.0.1", f"--{name}-port={getattr(options, name)}")
+        flag for name in ("http", "grpc", "metrics") for flag in (f"--{name}-address=127.0.0.1", f"--{name}-port={getattr(options, name)}")
     ]
     return [
         str(wheel() / "bin" / "tritonserver"),

@@ -1,0 +1,54 @@
+# make demo    sets up everything, runs the main job on real parts, ends with a table and a report   (KEEP=1 leaves it running)
+# make test    sets up everything, runs the tests
+# make check   linters, types, import rules
+# make up      starts the local stack for your own models;   make down stops it;   make status shows it
+# make bench   measures the figures of docs/benchmarks.json   (FULL=1 for the long ones)
+# make lock    resolves docker/*/requirements.in again
+# make clean   stops the stack and deletes its state folder: environments, data, logs, secrets
+#
+# Needs Linux on x86_64 with glibc 2.35, make, and a Python from 3.11 to 3.13 (another than `python3`: PENSTOCK_PYTHON=<path>).
+# Everything is installed below the state folder (.penstock, or PENSTOCK_STATE); nothing goes into your own Python.
+
+SHELL := /bin/sh
+PYTHON ?= python3
+STATE := $(or $(PENSTOCK_STATE),.penstock)
+ENVS := $(STATE)/envs
+STACK := $(ENVS)/stack/bin/python
+TESTS := $(ENVS)/tests/bin
+ENVIRONMENTS := $(PYTHON) stack/bootstrap.py
+CODE := validation delivery operators stack demo bench
+
+.PHONY: demo test check up down status bench lock clean
+.NOTPARALLEL:
+
+demo:
+	@$(ENVIRONMENTS) running
+	@$(STACK) -m demo
+
+test:
+	@$(ENVIRONMENTS) all
+	$(TESTS)/pytest
+
+check:
+	@$(ENVIRONMENTS) tests
+	$(TESTS)/ruff check .
+	$(TESTS)/ruff format --check .
+	$(TESTS)/mypy $(CODE)
+	$(TESTS)/lint-imports
+
+up:
+	@$(ENVIRONMENTS) running
+	@$(STACK) -m stack up
+
+down status:
+	@if [ -x $(STACK) ]; then $(STACK) -m stack $@; else echo "the stack is down: it was never set up"; fi
+
+bench:
+	@$(ENVIRONMENTS) running
+	@$(STACK) -m bench
+
+lock:
+	@$(PYTHON) stack/bootstrap.py --lock
+
+clean: down
+	rm -rf "$(STATE)"

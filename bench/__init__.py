@@ -1,0 +1,1 @@
+"""Measurements (`make bench`): figures named in the README, written to docs/benchmarks.json."""

@@ -1,0 +1,57 @@
+"""`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
+
+Names on the command line choose: idle, events, faults, whole. Exit status 1 when a figure misses its goal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from bench import events, faults, figures, idle, whole
+from bench.figures import Figure
+from bench.world import World
+
+ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
+SHORT = ("idle", "events")
+FULL = (*SHORT, "faults", "whole")
+
+
+def main(arguments: Sequence[str]) -> int:
+    names = arguments or (FULL if os.environ.get("FULL") == "1" else SHORT)
+    measured: list[Figure] = []
+    try:
+        measured += _on_a_stack([name for name in names if name in ON_A_STACK])
+        measured += _with_traffic() if "faults" in names else []
+        measured += whole.measure() if "whole" in names else []
+    finally:
+        rows = figures.write(measured)
+        figures.into_readme(rows)
+        print(figures.table(rows))
+    return 0 if all(figure.holds for figure in measured) else 1
+
+
+def _on_a_stack(names: Sequence[str]) -> list[Figure]:
+    """Measures what needs a stack without traffic."""
+    if not names:
+        return []
+    world = World(os.environ, "bench")
+    try:
+        world.open()
+        return [figure for name in names for figure in ON_A_STACK[name](world)]
+    finally:
+        world.close()
+
+
+def _with_traffic() -> list[Figure]:
+    world = World(os.environ, "bench")
+    try:
+        world.open_with_traffic()
+        return faults.measure(world)
+    finally:
+        world.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,173 @@
+"""The whole system to try things on: starts it beside any other stack, registers versions, follows deliveries, kills parts of it.
+
+`bench` measures on it and the tests in `tests/e2e` judge it. It waits by looking, with deadlines that only a fault reaches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from demo.services import Airflow, Director, NotNow, Registry, Version
+from demo.stage import Stage
+from stack import processes
+from stack.keys import read_keys
+from stack.settings import ROOT
+
+MODEL = "digits"
+DELIVER = f"deliver_{MODEL}"
+AIRFLOW = ("api-server", "scheduler", "dag-processor", "triggerer")
+PORT_SHIFT = 2000  # away from a stack that a developer may have up
+Found = TypeVar("Found")
+
+
+class Unexpected(AssertionError):
+    """The system did not do what was waited for; the message says what, and where the logs are."""
+
+
+class World:
+    """One stack in the folder `name` of the state folder, on ports of its own, with the demo's client."""
+
+    def __init__(self, environ: Mapping[str, str], name: str) -> None:
+        settings = shifted_settings(Path(environ.get("PENSTOCK_STATE") or ROOT / ".penstock"))
+        self.stage = Stage({**environ, "PENSTOCK_SETTINGS": str(settings)}, folder=name)
+        self.state = self.stage.state
+        self._earlier: list[dict[str, Any]] = []
+
+    def open(self) -> None:
+        """The stack up on fresh data, its DAGs loaded."""
+        self.stage.fresh()
+        self.stage.up()
+        settings, keys = self.stage.settings, read_keys(self.state)
+        self.registry = Registry(settings.mlflow_url)
+        self.airflow = Airflow(settings.airflow_url, keys.airflow_admin_password)
+        self.director = Director(settings.director_url, keys.director_token)
+        self.until(lambda: self.airflow.knows(DELIVER) or None, "the DAG to be loaded", 120)
+
+    def open_with_traffic(self) -> None:
+        """The same, with the client running and v1 stable."""
+        self.open()
+        self.stage.train("rows", "--rows", str(self.stage.rows)).finish(120)
+        self.stage.client(MODEL)
+        if (outcome := self.outcome(self.deliver("v1"))) != "promoted":
+            raise Unexpected(f"v1 ended as {outcome}: {self.why(1)}")
+
+    def close(self) -> None:
+        self.stage.stop_programs()
+        self.stage.down()
+
+    def deliver(self, recipe: str) -> int:
+        """Trains and registers a version; its event starts the delivery. Returns the version's number."""
+        program = self.stage.train(f"train-{recipe}", "--recipe", recipe, "--model", MODEL)
+        program.finish(120)
+        return self.newest()
+
+    def newest(self) -> int:
+        answer = self.mlflow("GET", "model-versions/search", params={"filter": f"name='{MODEL}'"})
+        return max(int(each["version"]) for each in answer["model_versions"])
+
+    def version(self, number: int) -> Version | None:
+        return self.registry.version(MODEL, number)
+
+    def outcome(self, number: int, limit_s: float = 420) -> str:
+        """Waits for the delivery's outcome and for its run to be over."""
+        version = self.until(lambda: found if (found := self.version(number)) and found.outcome else None, f"v{number}'s outcome", limit_s)
+        self.until(lambda: self.run_state(number) in ("success", "failed") or None, f"the end of v{number}'s run", 120)
+        return version.outcome
+
+    def why(self, number: int) -> str:
+        version = self.version(number)
+        return version.tags.get("penstock.why", "") if version else ""
+
+    def run_state(self, number: int) -> str:
+        return self.airflow.run_state(DELIVER, f"deliver__{MODEL}__v{number}")
+
+    def share(self) -> Any:
+        return self.director.share(MODEL, time.time())
+
+    def until_share(self, permille: int, limit_s: float = 300) -> None:
+        self.until(lambda: self.share().permille == permille or None, f"a share of {permille} per mille", limit_s)
+
+    def until_answered_by(self, number: int, count: int) -> None:
+        """Waits until the gateway has seen so many requests of this version."""
+        self.until(lambda: self.answered(number) >= count or None, f"{count} requests at v{number}", 120)
+
+    def answered(self, number: int) -> int:
+        rows: list[Any] = []
+        answer = self.director.observations(MODEL, max(0, self.director.observations(MODEL, 2**53)["last"] - 20_000))
+        rows += answer["rows"]
+        return sum(row[2] == number for row in rows)
+
+    def client_errors(self) -> int:
+        return sum(int(line["errors"]) for line in self._client_lines())
+
+    def error_samples(self) -> list[str]:
+        return [sample for line in self._client_lines() for sample in line["error_samples"]][-5:]
+
+    def restart(self) -> None:
+        """The stack down and up again on the same data; the client, whose lines so far are kept, is away meanwhile."""
+        self.stage.stop_programs()
+        self._earlier = self._client_lines()
+        self.stage.down()
+        if left := processes.ours(self.state):
+            raise Unexpected(f"`down` left pid {left[0].pid} behind: {left[0].cmdline()}")
+        self.stage.up()
+        self.stage.client(MODEL)
+
+    def mlflow(self, method: str, path: str, **what: Any) -> dict[str, Any]:
+        url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow/{path}"
+        answer = httpx.request(method, url, timeout=10, trust_env=False, **what)
+        answer.raise_for_status()
+        row: dict[str, Any] = answer.json()
+        return row
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL for every process of these services, children included, as `kill -9` on each would."""
+        victims = [each for name in names for each in processes.leftovers(self.state, name)]
+        if not victims:
+            raise Unexpected(f"nothing runs of {names}")
+        for victim in victims:
+            try:
+                os.kill(victim.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        psutil.wait_procs(victims, timeout=10)
+
+    def _client_lines(self) -> list[dict[str, Any]]:
+        """Whole lines only: the client may be in the middle of writing one."""
+        text = self.stage.client_lines.read_text()
+        return [*self._earlier, *(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())]
+
+    def until(self, look: Callable[[], Found | None], what: str, limit_s: float) -> Found:
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            try:
+                if (found := look()) is not None:
+                    return found
+            except NotNow:
+                pass
+            time.sleep(0.2)
+        raise Unexpected(f"waited {limit_s} s for {what}; logs: {self.stage.logs}")
+
+
+def shifted_settings(state: Path) -> Path:
+    """The checkout's settings on other ports."""
+    lines = (ROOT / "stack" / "settings.toml").read_text().splitlines()
+    path = state / "shifted-settings.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(_shifted(line) for line in lines))
+    return path
+
+
+def _shifted(line: str) -> str:
+    name, _, rest = line.partition(" = ")
+    number = rest.split("#")[0].strip()
+    return f"{name} = {int(number) + PORT_SHIFT}" if number.isdecimal() and int(number) > 1024 else line

@@ -1,0 +1,25 @@
+"""`python -m delivery`: runs the delivery task that the spec in `TASK_SPEC` names. Started by a runtime, never imported."""
+
+from __future__ import annotations
+
+import sys
+
+from validation.contract import run_task
+
+TASKS = (
+    "claim",
+    "export",
+    "package",
+    "start_candidate",
+    "shadow",
+    "traffic_shift",
+    "rollback_sensor",
+    "promote",
+    "restore",
+    "registry_sweep",
+    "retrain",
+)
+MODULES = {task: f"delivery.{task}" for task in TASKS}
+
+if __name__ == "__main__":
+    sys.exit(run_task(MODULES))

@@ -1,0 +1,302 @@
+"""The director: the service that programs the gateway and holds the leases on its splits.
+
+Tasks of a delivery call its HTTP API (client: `delivery.director_client`), Envoy its gRPC side (`delivery.splits`). This module is the API
+and the process; what a call does is in `delivery.switchboard`, what is allowed in `delivery.traffic`. Everything is bound to loopback, and
+every call but `/health` needs the token.
+
+    PENSTOCK_STATE=... PENSTOCK_DIRECTOR_TOKEN=... python -m delivery.director --http-port N --grpc-port N --gateway-admin 127.0.0.1:N
+
+| status | means                                                             | again?                  |
+|--------|-------------------------------------------------------------------|-------------------------|
+| 400    | the request is wrong: key, type, range, JSON                      | no                      |
+| 401    | the token is missing or wrong                                     | no                      |
+| 404    | no such candidate, or no such call                                | no                      |
+| 409    | another holds the lease (`holder`), or the state does not allow it | when that has changed   |
+| 410    | the lease is over                                                 | no: all is on stable    |
+| 500    | a fault of the director, like a full disk                         | yes                     |
+| 503    | the gateway is not there; nothing was changed                     | yes                     |
+| 504    | the gateway did not confirm; what was set is taken back           | yes                     |
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from aiohttp import web
+
+from delivery.gateway import LOOPBACK, Admin, GatewayAway, NotConfirmed, Timeouts
+from delivery.splits import AccessLog, serve
+from delivery.switchboard import Settings, StateFile, Switchboard
+from delivery.traffic import Backend, Held, NotAllowed, checked_model
+from validation.policy import parse
+
+BODY_LIMIT_BYTES = 64 << 10
+ADMIN_TIMEOUT_S = 1.0
+EXIT_USAGE = 64
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Body = TypeVar("Body")
+log = logging.getLogger("director")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Body of PUT shadow."""
+
+    permille: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Body of PUT split."""
+
+    holder: str
+    permille: int
+    ttl_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renewal:
+    """Body of POST split/renew."""
+
+    holder: str
+    ttl_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """Body of PUT stable."""
+
+    version: int
+
+
+class Api:
+    """The calls of the HTTP API; every one answers JSON."""
+
+    def __init__(self, switchboard: Switchboard) -> None:
+        self._switchboard = switchboard
+
+    def routes(self) -> list[web.RouteDef]:
+        model = "/v1/models/{model}"
+        return [
+            web.get("/health", self.health),
+            web.get(model, self.get_model),
+            web.put(f"{model}/candidate", self.put_candidate),
+            web.delete(f"{model}/candidate", self.delete_candidate),
+            web.put(f"{model}/shadow", self.put_shadow),
+            web.put(f"{model}/split", self.put_split),
+            web.post(f"{model}/split/renew", self.renew),
+            web.delete(f"{model}/split", self.delete_split),
+            web.put(f"{model}/stable", self.put_stable),
+            web.delete(f"{model}/previous", self.delete_previous),
+            web.get(f"{model}/observations", self.observations),
+            web.get(f"{model}/mirrored", self.mirrored),
+        ]
+
+    async def health(self, _request: web.Request) -> web.Response:
+        state = "connected" if self._switchboard.splits.connected else "waiting"
+        return web.json_response({"status": "ok", "gateway": state})
+
+    async def get_model(self, request: web.Request) -> web.Response:
+        return self._described(_model(request))
+
+    async def put_candidate(self, request: web.Request) -> web.Response:
+        await self._switchboard.put_candidate(_model(request), await _body(request, Backend))
+        return self._described(_model(request))
+
+    async def delete_candidate(self, request: web.Request) -> web.Response:
+        await self._switchboard.delete_candidate(_model(request), _number(request, "version"))
+        return self._described(_model(request))
+
+    async def put_shadow(self, request: web.Request) -> web.Response:
+        await self._switchboard.put_shadow(_model(request), (await _body(request, Share)).permille)
+        return self._described(_model(request))
+
+    async def put_split(self, request: web.Request) -> web.Response:
+        split = await _body(request, Split)
+        await self._switchboard.put_split(_model(request), holder=split.holder, permille=split.permille, ttl_s=split.ttl_s)
+        return self._described(_model(request))
+
+    async def renew(self, request: web.Request) -> web.Response:
+        renewal = await _body(request, Renewal)
+        lease = self._switchboard.renew(_model(request), holder=renewal.holder, ttl_s=renewal.ttl_s)
+        return web.json_response({"permille": lease.permille})
+
+    async def delete_split(self, request: web.Request) -> web.Response:
+        await self._switchboard.release(_model(request), _word(request, "holder"))
+        return self._described(_model(request))
+
+    async def put_stable(self, request: web.Request) -> web.Response:
+        await self._switchboard.put_stable(_model(request), (await _body(request, Promotion)).version)
+        return self._described(_model(request))
+
+    async def delete_previous(self, request: web.Request) -> web.Response:
+        await self._switchboard.delete_previous(_model(request))
+        return self._described(_model(request))
+
+    async def observations(self, request: web.Request) -> web.Response:
+        return web.json_response(self._switchboard.observations.after(_model(request), _number(request, "after")))
+
+    async def mirrored(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._switchboard.mirrored(_model(request)))
+
+    def _described(self, model: str) -> web.Response:
+        return web.json_response(self._switchboard.describe(model))
+
+
+def application(switchboard: Switchboard, token: str) -> web.Application:
+    """The API behind its token. Bodies above 64 KiB are refused unread."""
+    app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_errors_as_json, _authenticated(token)])
+    app.add_routes(Api(switchboard).routes())
+    return app
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, error.reason or "refused")
+    except Held as error:
+        return _error(error.status, str(error), holder=error.holder)
+    except (NotAllowed, GatewayAway, NotConfirmed) as error:
+        return _error(error.status, str(error))
+    except ValueError as error:
+        return _error(400, str(error))
+    except Exception as error:
+        log.exception("%s %s", request.method, request.path)
+        return _error(500, f"the director failed and took back what it had set: {error!r}; its log says more")
+
+
+def _authenticated(token: str) -> Any:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if request.path != "/health" and not hmac.compare_digest(shown, expected):
+            return _error(401, "the token is missing or wrong; send it as `Authorization: Bearer ...`")
+        return await handler(request)
+
+    return check
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    """Raises `ValueError` naming the key that is unknown, missing or wrong."""
+    row = json.loads(await request.read() or b"null")
+    if not isinstance(row, dict):
+        raise ValueError("the body must be a JSON object")  # noqa: TRY004 -- it is the caller's value, not a type of ours
+    return parse(kind, row)
+
+
+def _model(request: web.Request) -> str:
+    return checked_model(request.match_info["model"])
+
+
+def _word(request: web.Request, name: str) -> str:
+    if set(request.query) != {name}:
+        raise ValueError(f"the query must have `{name}` and nothing else, not {sorted(request.query)}")
+    return request.query[name]
+
+
+def _number(request: web.Request, name: str) -> int:
+    word = _word(request, name)
+    if not word.isdecimal() or len(word) > 18:
+        raise ValueError(f"`{name}` is {word[:40]!r}; expected a whole number from 0")
+    return int(word)
+
+
+def _error(status: int, sentence: str, **more: Any) -> web.Response:
+    return web.json_response({"error": sentence, **more}, status=status)
+
+
+@contextlib.asynccontextmanager
+async def gateway_admin(address: str) -> AsyncIterator[Admin]:
+    """Envoy's admin interface at `host:port`."""
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ADMIN_TIMEOUT_S)) as session:
+
+        async def fetch(path: str) -> bytes:
+            try:
+                async with session.get(f"http://{address}{path}") as answer:
+                    answer.raise_for_status()
+                    return await answer.read()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                raise GatewayAway(f"the gateway's admin interface at {address} does not answer: {error!r}") from error
+
+        yield Admin(fetch)
+
+
+async def run(switchboard: Switchboard, *, http_port: int, grpc_port: int, token: str, settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; then takes the splits back, and stops."""
+    stop = asyncio.Event()
+    for each in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(each, stop.set)
+    grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see), grpc_port)
+    runner = web.AppRunner(application(switchboard, token), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, LOOPBACK, http_port).start()
+    log.info("serving HTTP on %d, gRPC on %d", http_port, grpc_port)
+    lapsing = asyncio.create_task(_lapse_for_ever(switchboard, settings.lapse_every_s))
+    await asyncio.wait({asyncio.create_task(stop.wait()), lapsing}, return_when=asyncio.FIRST_COMPLETED)
+    await switchboard.end_splits()
+    if stop.is_set():
+        lapsing.cancel()
+    await runner.cleanup()
+    await grpc_server.stop(0.5)
+    if not stop.is_set():
+        lapsing.result()  # leases that nobody ends are worse than no director: say why, and let the supervisor start another
+
+
+async def _lapse_for_ever(switchboard: Switchboard, every_s: float) -> None:
+    while True:
+        switchboard.lapse()
+        await asyncio.sleep(every_s)
+
+
+async def _serve(given: argparse.Namespace, state: Path, token: str) -> None:
+    settings = Settings(
+        split_ttl_s=given.split_ttl_s,
+        heartbeat_s=min(1.0, given.split_ttl_s / 4),
+        timeouts=Timeouts(total_s=given.timeout_s, per_try_s=given.per_try_timeout_s),
+    )
+    async with gateway_admin(given.gateway_admin) as admin:
+        data = state / "data"
+        switchboard = Switchboard(state=StateFile(data / "director" / "state.json"), files=data / "envoy", admin=admin, settings=settings)
+        await run(switchboard, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
+
+
+def _arguments(given: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m delivery.director", description="Programs the gateway and holds the leases.")
+    parser.add_argument("--http-port", type=int, required=True)
+    parser.add_argument("--grpc-port", type=int, required=True)
+    parser.add_argument("--gateway-admin", required=True, help="Envoy's admin interface, like 127.0.0.1:18001")
+    parser.add_argument("--split-ttl-s", type=float, default=Settings.split_ttl_s, help="how long Envoy keeps a split unheard")
+    parser.add_argument("--timeout-s", type=float, default=Timeouts.total_s, help="what a request may take in all")
+    parser.add_argument("--per-try-timeout-s", type=float, default=Timeouts.per_try_s, help="after this long the fallback is asked")
+    return parser.parse_args(given)
+
+
+def main(given: list[str] | None = None) -> int:
+    arguments = _arguments(given)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if missing := [name for name in ("PENSTOCK_STATE", "PENSTOCK_DIRECTOR_TOKEN") if not os.environ.get(name)]:
+        print(f"set {' and '.join(missing)} in the environment", file=sys.stderr)
+        return EXIT_USAGE
+    asyncio.run(_serve(arguments, Path(os.environ["PENSTOCK_STATE"]), os.environ["PENSTOCK_DIRECTOR_TOKEN"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""A small client of the director's HTTP API, for the tasks that move traffic.
+
+Tasks make one with `Director.from_env()`; errors say by their type whether to try again. It runs in the tasks' environment, so it needs
+httpx and nothing of the director's own. It repeats no call by itself and decides nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import httpx
+
+from delivery.traffic import Backend
+
+TIMEOUT = httpx.Timeout(10.0, connect=1.0)
+CHANGE_TIMEOUT = httpx.Timeout(40.0, connect=1.0)  # clusters and routes: health of the candidate, requests in flight, confirmations
+
+
+class DirectorUnreachable(RuntimeError):
+    """No answer, or the gateway behind it is away or did not confirm (503, 504). Worth a retry: every call may be repeated."""
+
+
+class Refused(RuntimeError):
+    """The director will not do it, and will not when asked again (400, 401, 409 for another reason than a lease, ...)."""
+
+
+class NotThere(Refused):
+    """There is no such candidate (404)."""
+
+
+class LeaseLost(Refused):
+    """The lease lapsed or was released; all traffic is on stable (410)."""
+
+
+class LeaseHeld(Refused):
+    """Another holds the lease (409)."""
+
+    def __init__(self, sentence: str, holder: str) -> None:
+        super().__init__(sentence)
+        self.holder = holder
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitView:
+    holder: str
+    permille: int
+    expires_in_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelView:
+    """What the director says about a model; a model that it does not know has nothing."""
+
+    model: str
+    stable: Backend | None
+    previous: Backend | None
+    candidate: Backend | None
+    shadow_permille: int
+    split: SplitView | None
+
+
+class Row(NamedTuple):
+    """One request at the gateway. `ok` judges the version's own server, even where a retry or the fallback saved the client."""
+
+    number: int
+    unix_s: float
+    version: int
+    ok: bool
+    latency_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Go on with `after=last`. Another `epoch` than before means that the director was restarted: begin again with `after=0`."""
+
+    epoch: str
+    last: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mirrored:
+    """Attempts at the candidate's own servers since it was registered; after a restart of the gateway they begin at 0 again."""
+
+    requests: int
+    failures: int
+
+
+class Director:
+    """The director at `url`. Every method raises `DirectorUnreachable`, or a kind of `Refused`."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._http = httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT, trust_env=False)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Director:
+        """Raises `KeyError` naming PENSTOCK_DIRECTOR_URL or PENSTOCK_DIRECTOR_TOKEN when it is missing."""
+        return cls(environ["PENSTOCK_DIRECTOR_URL"], environ["PENSTOCK_DIRECTOR_TOKEN"])
+
+    def close(self) -> None:
+        self._http.close()
+
+    def model(self, model: str) -> ModelView:
+        return _view(self._ask("GET", f"/v1/models/{model}"))
+
+    def put_candidate(self, model: str, version: int, http: str, grpc: str) -> ModelView:
+        """Returns once the gateway reaches the candidate and finds it ready; it has no share yet. `http`, `grpc`: like 127.0.0.1:8000."""
+        body = {"version": version, "http": http, "grpc": grpc}
+        return _view(self._ask("PUT", f"/v1/models/{model}/candidate", body, timeout=CHANGE_TIMEOUT))
+
+    def delete_candidate(self, model: str, version: int) -> ModelView:
+        return _view(self._ask("DELETE", f"/v1/models/{model}/candidate", version=version, timeout=CHANGE_TIMEOUT))
+
+    def put_shadow(self, model: str, permille: int) -> ModelView:
+        return _view(self._ask("PUT", f"/v1/models/{model}/shadow", {"permille": permille}, timeout=CHANGE_TIMEOUT))
+
+    def put_split(self, model: str, holder: str, permille: int, ttl_s: float) -> ModelView:
+        """Returns once the gateway has shown the split. Raises `LeaseHeld` or `NotThere`."""
+        return _view(self._ask("PUT", f"/v1/models/{model}/split", {"holder": holder, "permille": permille, "ttl_s": ttl_s}))
+
+    def renew(self, model: str, holder: str, ttl_s: float) -> int:
+        """The share in per mille that goes on for another `ttl_s`. Raises `LeaseLost` or `LeaseHeld`."""
+        return int(self._ask("POST", f"/v1/models/{model}/split/renew", {"holder": holder, "ttl_s": ttl_s})["permille"])
+
+    def release(self, model: str, holder: str) -> ModelView:
+        """All traffic to stable; may be asked for twice. Raises `LeaseHeld` when the lease is another's."""
+        return _view(self._ask("DELETE", f"/v1/models/{model}/split", holder=holder))
+
+    def put_stable(self, model: str, version: int) -> ModelView:
+        return _view(self._ask("PUT", f"/v1/models/{model}/stable", {"version": version}, timeout=CHANGE_TIMEOUT))
+
+    def delete_previous(self, model: str) -> ModelView:
+        return _view(self._ask("DELETE", f"/v1/models/{model}/previous", timeout=CHANGE_TIMEOUT))
+
+    def observations(self, model: str, after: int = 0) -> Rows:
+        """At most 20,000 rows after number `after`, oldest first."""
+        answer = self._ask("GET", f"/v1/models/{model}/observations", after=after)
+        return Rows(epoch=answer["epoch"], last=answer["last"], rows=tuple(_row(*each) for each in answer["rows"]))
+
+    def mirrored(self, model: str) -> Mirrored:
+        return Mirrored(**self._ask("GET", f"/v1/models/{model}/mirrored"))
+
+    def _ask(self, method: str, path: str, body: Any = None, timeout: httpx.Timeout = TIMEOUT, **query: str | int) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body, params=query or None, timeout=timeout)
+        except httpx.TransportError as error:
+            raise DirectorUnreachable(f"the director at {self._http.base_url} does not answer: {error!r}; is it running?") from error
+        return _checked(answer)
+
+
+def _checked(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = answer.json()
+    except ValueError as error:
+        raise DirectorUnreachable(f"{answer.url} answered {answer.status_code} without JSON") from error
+    if answer.is_success:
+        return row
+    raise _refusal(answer.status_code, row)
+
+
+def _refusal(status: int, row: Mapping[str, Any]) -> Exception:
+    sentence = str(row.get("error", f"status {status} without a reason"))
+    if status >= 500:
+        return DirectorUnreachable(sentence)
+    if status == 409 and "holder" in row:
+        return LeaseHeld(sentence, row["holder"])
+    return {404: NotThere, 410: LeaseLost}.get(status, Refused)(sentence)
+
+
+def _view(answer: Mapping[str, Any]) -> ModelView:
+    roles = {name: Backend(**answer[name]) if answer[name] else None for name in ("stable", "previous", "candidate")}
+    split = SplitView(**answer["split"]) if answer["split"] else None
+    return ModelView(model=answer["model"], shadow_permille=answer["shadow_permille"], split=split, **roles)
+
+
+def _row(number: int, unix_s: float, version: int, ok: int, latency_ms: float) -> Row:
+    return Row(number, unix_s, version, bool(ok), latency_ms)

@@ -1,0 +1,204 @@
+"""The task `export`: turns a registered model into a bundle, the one thing that all later tasks see of it.
+
+Downloads model and golden set, lets `delivery.export_child` load, question and convert the model behind the sandbox's walls, looks at what
+was left there as at a stranger's data, and writes the bundle to the source run's artifacts. The model itself is never loaded in this
+process. The same version exported twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from delivery import sandbox
+from delivery.bundle_layout import Exported, Material, publish, tools
+from delivery.findings import Refusal, failed, passed, refused
+from delivery.flavours import Flavour, read_flavour
+from delivery.golden import Golden, read_golden
+from delivery.onnx_file import LIMIT_BYTES, UNKNOWN, OnnxTensor, Outline, outline
+from delivery.registry import SEMANTIC_VERSION, ModelVersion, NoGoldenSet, NotRegistered, Registry
+from delivery.semantic_version import next_version
+from validation.bundle import Manifest, Tensor, read_bundle
+from validation.contract import BadSpec, Decision, Finding, Spec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CHILD = "delivery.export_child"
+ANSWER_LIMIT_BYTES = 1 << 30
+MODEL_LIMIT_BYTES = 4 << 30
+OUTPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}")  # becomes a file name in the bundle
+STAGES = {
+    "load": ("the model cannot be loaded", "log it with versions like those of the export environment"),
+    "answer": ("the model cannot answer the golden rows", "check signature and golden set against the model"),
+    "convert": ("the model cannot be written as ONNX", "skl2onnx must know the estimator; or convert it yourself and log it as ONNX"),
+}
+
+
+def run(spec: Spec, evidence: Path) -> Decision:
+    return export(spec, evidence, Registry.from_env(), sandbox.Limits())
+
+
+def export(spec: Spec, evidence: Path, registry: Registry, limits: sandbox.Limits) -> Decision:
+    """Needs claim's outputs. What is wrong with model or golden set is a failed finding; what is wrong around them raises."""
+    if not spec.inputs.get("artifacts_uri"):
+        raise BadSpec("export needs inputs.artifacts_uri, which claim puts out")
+    with sandbox.workplace() as place:
+        try:
+            return _export(spec, evidence, registry, place, limits)
+        except Refusal as refusal:
+            return refusal.decision
+        except (NotRegistered, NoGoldenSet) as error:
+            return Decision(findings=(failed("source", str(error), advice="the registry must name run, files and golden set"),))
+
+
+def _export(spec: Spec, evidence: Path, registry: Registry, place: sandbox.Workplace, limits: sandbox.Limits) -> Decision:
+    version = registry.version(spec.model, spec.version)
+    source, flavour = registry.run(version.run_id), read_flavour(_fetched(version, registry, place))
+    golden = read_golden(registry.golden_set(spec.model), flavour.inputs)
+    _insist_on_rows(golden)
+    ended = _sandboxed(flavour, golden, place, limits, evidence)
+    material = Material(version=version, source=source, flavour=flavour, golden=golden, exported=_exported(place, golden))
+    semantic_version = next_version(material.subject, _stable_manifest(spec), _taken(version, registry))
+    bundle = publish(material, semantic_version, f"{spec.inputs['artifacts_uri']}/bundle.tar")
+    why = f"{flavour.kind} model as ONNX opset {material.exported.outline.opset}; the source model answered {golden.rows} golden rows"
+    outputs = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256, "semantic_version": semantic_version}
+    return Decision(findings=(passed("exported", why), _walls(ended)), outputs=outputs)
+
+
+def _fetched(version: ModelVersion, registry: Registry, place: sandbox.Workplace) -> Path:
+    """The model's files below the sandbox's inputs."""
+    held = registry.files(version)
+    if not held:
+        raise refused("artifacts", f"{version.name} has no artifacts", "log the model again and register that")
+    with tempfile.TemporaryDirectory(prefix="download-", dir=place.root) as folder:
+        fetched = registry.download(version, Path(folder))
+        shutil.move(fetched, place.inputs / "model")
+    model = place.inputs / "model"
+    if not model.is_dir():
+        raise refused("artifacts", f"the artifact of {version.name} is a single file and not a model", "register what log_model wrote")
+    size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
+    if size > MODEL_LIMIT_BYTES:
+        raise refused("artifacts", f"{version.name} has {size} bytes; the limit is {MODEL_LIMIT_BYTES}", "deliver a smaller model")
+    return model
+
+
+def _insist_on_rows(golden: Golden) -> None:
+    for each in golden.inputs:
+        if not each.shape:
+            advice = "give it a second dimension: servers take [rows, values]"
+            raise refused("signature", f"input {each.name} has shape [rows] only", advice)
+
+
+def _sandboxed(flavour: Flavour, golden: Golden, place: sandbox.Workplace, limits: sandbox.Limits, evidence: Path) -> sandbox.Ended:
+    """Runs the child; its log and the tools' versions are evidence whatever comes of it."""
+    _lay_in(flavour, golden, place)
+    ended = sandbox.run(CHILD, place, limits)
+    (evidence / "sandbox.log").write_text(ended.log)
+    (evidence / "tools.json").write_text(json.dumps(tools(flavour), indent=1))
+    _insist_on_end(ended, place)
+    return ended
+
+
+def _exported(place: sandbox.Workplace, golden: Golden) -> Exported:
+    """What the child left, looked at as a stranger's data."""
+    try:
+        data = sandbox.read_result(place, "model.onnx", LIMIT_BYTES)
+        sketch = outline(data)
+        answers = {each.name: _answer(place, number, each, golden.rows) for number, each in enumerate(sketch.outputs)}
+    except sandbox.NoResult as error:
+        raise refused("exported", f"the model's own code left no result: {error}", "the evidence holds the sandbox's log") from error
+    _insist_on_inputs(sketch, golden)
+    return Exported(onnx=data, outline=sketch, answers=answers)
+
+
+def _lay_in(flavour: Flavour, golden: Golden, place: sandbox.Workplace) -> None:
+    import numpy as np
+
+    job = {**asdict(flavour), "inputs": [asdict(each) for each in golden.inputs]}
+    (place.inputs / "job.json").write_text(json.dumps(job))
+    (place.inputs / "golden").mkdir()
+    for number, each in enumerate(golden.inputs):
+        np.save(place.inputs / "golden" / f"{number}.npy", golden.arrays[each.name], allow_pickle=False)
+
+
+def _insist_on_end(ended: sandbox.Ended, place: sandbox.Workplace) -> None:
+    if ended.exit_code != 0:
+        advice = "the evidence holds its log; a model that needs more time or memory than the sandbox has cannot be delivered"
+        raise refused("exported", f"loading and converting the model {ended.how}", advice)
+    if trouble := _trouble(place):
+        what, advice = STAGES[trouble[0]]
+        raise refused("exported", f"{what}: {trouble[1]}", advice)
+
+
+def _trouble(place: sandbox.Workplace) -> tuple[str, str] | None:
+    """What the sandboxed module says that went wrong; anything odd in its words counts as no words."""
+    try:
+        row = json.loads(sandbox.read_result(place, "trouble.json", 10_000))
+        stage, why = str(row["stage"]), "".join(letter for letter in str(row["why"])[:400] if letter.isprintable())
+    except (sandbox.NoResult, ValueError, KeyError, TypeError):
+        return None
+    return (stage, why) if stage in STAGES else None
+
+
+def _answer(place: sandbox.Workplace, number: int, output: OnnxTensor, rows: int) -> np.ndarray:
+    """The source model's answers for one output: data of the right kind, one row for each golden row. Never a pickle."""
+    import numpy as np
+
+    if not OUTPUT_NAME.fullmatch(output.name):
+        raise refused("onnx", f"output {output.name[:100]!r} cannot be a file name", f"rename it to match {OUTPUT_NAME.pattern}")
+    try:
+        answer: np.ndarray = np.load(io.BytesIO(sandbox.read_result(place, f"{number}.npy", ANSWER_LIMIT_BYTES)), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise sandbox.NoResult(f"the answers for output {output.name} cannot be read: {error}") from error
+    wanted = Tensor(name=output.name, dtype=output.dtype, shape=()).numpy_dtype
+    same = answer.dtype.kind == "U" if wanted == "object" else answer.dtype == np.dtype(wanted)
+    if not same or answer.shape[:1] != (rows,) or not _same_shape(answer.shape[1:], output.row_shape):
+        found = f"{answer.dtype} {list(answer.shape)}"
+        raise sandbox.NoResult(f"the answers for output {output.name} are {found}; expected {output.dtype} for {rows} rows")
+    return answer
+
+
+def _same_shape(found: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    return len(found) == len(declared) and all(size in {UNKNOWN, each} for each, size in zip(found, declared, strict=True))
+
+
+def _insist_on_inputs(sketch: Outline, golden: Golden) -> None:
+    found = {each.name: (each.dtype, each.row_shape) for each in sketch.inputs}
+    for each in golden.inputs:
+        dtype, shape = found.pop(each.name, ("nothing", ()))
+        if dtype != each.dtype or not _same_shape(each.shape, shape):
+            why = f"the ONNX file takes {dtype} {list(shape)} as {each.name}; the golden set has {each.dtype} {list(each.shape)}"
+            raise refused("onnx", why)
+    if found:
+        raise refused("onnx", f"the ONNX file takes inputs that nothing feeds: {', '.join(found)[:200]}")
+
+
+def _walls(ended: sandbox.Ended) -> Finding:
+    """Missing walls do not fail a model; they are said, so that the place can be made better."""
+    stood = ", ".join(sandbox.WALLS[name] for name in ended.walls) or "no walls"
+    if not ended.missing_walls:
+        return passed("sandbox", f"the model was loaded with {stood}")
+    why = (
+        f"the kernel refused the walls {', '.join(ended.missing_walls)}; the model was loaded with limits, an empty environment and {stood}"
+    )
+    return passed("sandbox", why, advice="allow unprivileged user namespaces, or run export in a container without network")
+
+
+def _stable_manifest(spec: Spec) -> Manifest | None:
+    if spec.stable is None:
+        return None
+    with read_bundle(spec.stable.bundle) as opened:
+        return opened.manifest
+
+
+def _taken(version: ModelVersion, registry: Registry) -> set[str]:
+    """Semantic versions that other versions of the model have; its own from an earlier delivery does not count."""
+    others = [each for each in registry.versions(version.model) if each.number != version.number]
+    return {each.tags[SEMANTIC_VERSION] for each in others if SEMANTIC_VERSION in each.tags}

@@ -1,0 +1,459 @@
+"""Envoy's configuration: the bootstrap, clusters and routes rendered from the traffic's state, written, and read back.
+
+`stack` calls `write_bootstrap` to start Envoy; the director renders clusters (CDS) and routes (RDS), writes each into its own watched
+directory by rename (a shared one would reload both on every rename), and asks Envoy's admin interface whether they are in force.
+Rendering is pure. This module decides no share, and makes no connection: the caller brings a function that fetches an admin page.
+
+`python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--access-log FILE]` writes a bootstrap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from delivery.traffic import PROTOCOLS, WHOLE, Backend, ModelTraffic, cluster_name, host_and_port, runtime_prefix
+from validation.contract import canonical_json, sha256
+
+Json = dict[str, Any]
+Hosts = dict[str, frozenset[tuple[str, int]]]  # cluster -> its (address, priority) pairs
+
+LOOPBACK = "127.0.0.1"
+ROUTES_NAME = "models"
+STAT_PREFIX = "gateway"
+DIRECTOR_CLUSTER = "director"
+SPLITS = "splits"  # the name of the runtime layer that the director serves
+VERSION_HEADER = "x-penstock-version"
+REASON_HEADER = "x-penstock"
+USER_HEADER = "x-user-id"
+MODEL_HEADER = "x-model"
+BUFFER_BYTES = 16 << 20  # a request larger than this is neither mirrored nor tried again elsewhere
+# Only what serves a model. Triton's other calls (load, unload, shared memory, trace and log settings) must not be reachable from clients.
+HTTP_CALLS = r"/v2/models/{model}(/versions/[0-9]+)?(/(infer|generate|generate_stream|ready|config|stats))?"
+GRPC_CALLS = r"/inference\.GRPCInferenceService/(ModelInfer|ModelStreamInfer|ModelReady|ModelMetadata|ModelConfig|ModelStatistics)"
+# `5xx` also covers a per-try time-out; gRPC's UNKNOWN (2) has no word among Envoy's conditions and is named by its header.
+RETRY_ON = "5xx,connect-failure,refused-stream,reset,unavailable,internal,retriable-headers"
+
+
+class GatewayAway(RuntimeError):
+    """Envoy is not connected or does not answer, so nothing can be changed. Worth a retry."""
+
+    status = 503
+
+
+class NotConfirmed(RuntimeError):
+    """Envoy did not show in time what was asked for. Worth a retry."""
+
+    status = 504
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timeouts:
+    """What a request may take. `per_try_s` holds only where another server can take over: a lone slow model is not an error."""
+
+    total_s: float = 5.0
+    per_try_s: float = 1.0
+
+
+def render_clusters(traffic: ModelTraffic) -> list[Json]:
+    """Two clusters per version, one for each protocol; the fallback is priority 1."""
+    return [_cluster(traffic, backend, each) for backend in traffic.backends for each in PROTOCOLS]
+
+
+def render_routes(traffic: ModelTraffic, timeouts: Timeouts) -> list[Json]:
+    """One route per protocol. The route's own weights give stable everything: they are what is left when a lease lapses."""
+    if traffic.empty:
+        return []
+    if traffic.stable is None:
+        return [_refusal(f"{traffic.model}-{each}", _match(traffic.model, each), "no-stable-version") for each in PROTOCOLS]
+    return [_route(traffic, traffic.stable, each, timeouts) for each in PROTOCOLS]
+
+
+def cds(clusters: Iterable[Json]) -> Json:
+    typed = [{"@type": "type.googleapis.com/envoy.config.cluster.v3.Cluster", **each} for each in clusters]
+    return _versioned(typed)
+
+
+def rds(routes: Iterable[Json]) -> Json:
+    deny = _refusal("unknown-model", {"prefix": "/"}, "unknown-model")
+    table = {
+        "@type": "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
+        "name": ROUTES_NAME,
+        "virtual_hosts": [{"name": ROUTES_NAME, "domains": ["*"], "routes": [*routes, deny]}],
+    }
+    return _versioned([table])
+
+
+def bootstrap(files: Path, *, port: int, admin_port: int, director_grpc_port: int, access_log: Path | None = None) -> Json:
+    """Everything that Envoy must know at start. `files` holds the watched directories `cds` and `rds`; all addresses are loopback."""
+    return {
+        "node": {"id": "gateway", "cluster": "penstock"},
+        "admin": {"address": _socket(f"{LOOPBACK}:{admin_port}")},
+        "stats_flush_interval": "1s",
+        "layered_runtime": {"layers": _runtime_layers()},
+        "static_resources": {"listeners": [_listener(files, port, access_log)], "clusters": [_director_cluster(director_grpc_port)]},
+        "dynamic_resources": {"cds_config": _watched(files, "cds")},
+    }
+
+
+def write_bootstrap(
+    path: Path, *, files: Path, port: int, admin_port: int, director_grpc_port: int, access_log: Path | None = None
+) -> None:
+    """Writes Envoy's bootstrap, and empty cluster and route files where there are none yet: Envoy refuses to start without them."""
+    for name, empty in (("cds", cds([])), ("rds", rds([]))):
+        if not _file(files, name).exists():
+            write_resources(files, name, empty)
+    config = bootstrap(files.resolve(), port=port, admin_port=admin_port, director_grpc_port=director_grpc_port, access_log=access_log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_by_rename(path, json.dumps(config, indent=1).encode())
+
+
+def write_resources(files: Path, name: str, resources: Json) -> None:
+    """Puts `cds` or `rds` into its watched directory. The draft lies outside of it, so that Envoy sees one rename and nothing else."""
+    target = _file(files, name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_by_rename(target, json.dumps(resources, indent=1).encode(), draft=files / f"{name}.draft")
+
+
+def write_by_rename(path: Path, data: bytes, *, draft: Path | None = None) -> None:
+    """Replaces a file whole and durably; a crash leaves the old one or the new one."""
+    draft = draft or path.with_name(f"{path.name}.draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    _sync_directory(path.parent)
+
+
+class Admin:
+    """Envoy's admin interface, as far as it shows what is in force. `fetch` gets a path and returns the page, or raises `GatewayAway`."""
+
+    def __init__(self, fetch: Callable[[str], Awaitable[bytes]]) -> None:
+        self._fetch = fetch
+
+    async def versions(self) -> dict[str, str]:
+        """The revisions of `cds` and `rds` that Envoy has taken."""
+        page = (await self._fetch("/stats?filter=version_text$")).decode()
+        texts = dict(line.split(": ", 1) for line in page.splitlines() if ": " in line)
+        names = {"cds": "cluster_manager.cds.version_text", "rds": f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}.version_text"}
+        return {key: texts.get(name, "").strip('"') for key, name in names.items()}
+
+    async def refusals(self) -> str:
+        """Envoy's counters of configuration that it did not take, for the message of an error."""
+        page = (await self._fetch("/stats?usedonly&filter=(cds|rds).*update_(rejected|failure)$")).decode()
+        return ", ".join(page.split("\n")).strip(", ") or "nothing was refused"
+
+    async def weights(self) -> dict[str, str]:
+        """The runtime values in force, by key."""
+        page = json.loads(await self._fetch("/runtime"))
+        return {key: entry["final_value"] for key, entry in page.get("entries", {}).items()}
+
+    async def endpoints(self) -> list[Endpoint]:
+        page = json.loads(await self._fetch("/clusters?format=json"))
+        return [_endpoint(each["name"], host) for each in page.get("cluster_statuses", []) for host in each.get("host_statuses", [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """One server as a cluster sees it. The counters begin when the cluster is added and count attempts, not client requests."""
+
+    cluster: str
+    address: str
+    priority: int
+    healthy: bool
+    requests: int
+    failures: int
+    active: int
+
+
+def expected_hosts(clusters: Iterable[Json]) -> Hosts:
+    """The hosts that `Admin.endpoints` must show for rendered clusters."""
+    return {each["name"]: frozenset(_rendered_hosts(each)) for each in clusters}
+
+
+def shown_hosts(endpoints: Iterable[Endpoint]) -> Hosts:
+    shown: dict[str, set[tuple[str, int]]] = {}
+    for each in endpoints:
+        shown.setdefault(each.cluster, set()).add((each.address, each.priority))
+    return {name: frozenset(hosts) for name, hosts in shown.items()}
+
+
+def _rendered_hosts(cluster: Json) -> Iterable[tuple[str, int]]:
+    for locality in cluster["load_assignment"]["endpoints"]:
+        for each in locality["lb_endpoints"]:
+            address = each["endpoint"]["address"]["socket_address"]
+            yield f"{address['address']}:{address['port_value']}", locality["priority"]
+
+
+def _endpoint(cluster: str, host: Mapping[str, Any]) -> Endpoint:
+    address = host["address"]["socket_address"]
+    counts = {each["name"]: int(each.get("value", 0)) for each in host.get("stats", [])}
+    health = dict(host.get("health_status", {}))
+    attempts, unreached = counts["rq_total"], counts["cx_connect_fail"]  # a request that found no connection is in no rq_ counter
+    return Endpoint(
+        cluster=cluster,
+        address=f"{address['address']}:{address['port_value']}",
+        priority=host.get("priority", 0),
+        healthy=health.pop("eds_health_status", "HEALTHY") == "HEALTHY" and not any(health.values()),
+        requests=attempts + unreached,
+        failures=max(0, attempts - counts["rq_success"] - counts["rq_active"]) + unreached,
+        active=counts["rq_active"],
+    )
+
+
+def _cluster(traffic: ModelTraffic, backend: Backend, protocol: str) -> Json:
+    name = cluster_name(traffic.model, backend.version, protocol)
+    fallback = traffic.fallback(backend)
+    servers = [backend] if fallback is None else [backend, fallback]
+    localities = [_locality(server, protocol, priority) for priority, server in enumerate(servers)]
+    limit = {"max_connections": 10000, "max_pending_requests": 10000, "max_requests": 10000}
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "0.25s",
+        "lb_policy": "LEAST_REQUEST",
+        "load_assignment": {"cluster_name": name, "endpoints": localities},
+        "typed_extension_protocol_options": _protocol_options(protocol),
+        # A second try goes to another server, so it must never be refused: the budget is for storms at the same server.
+        "circuit_breakers": {"thresholds": [{**limit, "retry_budget": {"budget_percent": {"value": 100}, "min_retry_concurrency": 100}}]},
+        "health_checks": [_health_check(traffic.model)],
+        **({} if fallback is None else _leave_bad_servers()),
+    }
+
+
+def _locality(server: Backend, protocol: str, priority: int) -> Json:
+    # Readiness is asked over HTTP for both protocols: one answer for one server.
+    endpoint = {"address": _socket(server.address(protocol)), "health_check_config": {"port_value": host_and_port(server.http)[1]}}
+    return {"priority": priority, "lb_endpoints": [{"endpoint": endpoint}]}
+
+
+def _health_check(model: str) -> Json:
+    times = {"timeout": "0.5s", "interval": "1s", "no_traffic_interval": "1s", "unhealthy_threshold": 2, "healthy_threshold": 1}
+    return {**times, "http_health_check": {"path": f"/v2/models/{model}/ready", "codec_client_type": "HTTP1"}}
+
+
+def _leave_bad_servers() -> Json:
+    """Outlier detection, for clusters that have somewhere else to go: ejecting a lone server would turn some errors into only errors.
+
+    `successful_active_health_check_uneject_host: false` because Triton says "ready" while its model fails every request (measured:
+    six returns to a dead model in one test).
+    """
+    ejection = {
+        "consecutive_5xx": 3,
+        "consecutive_gateway_failure": 3,
+        "enforcing_consecutive_gateway_failure": 100,
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 2,
+        "interval": "0.5s",
+        "base_ejection_time": "30s",
+        "max_ejection_percent": 100,
+        "always_eject_one_host": True,
+        "successful_active_health_check_uneject_host": False,
+    }
+    return {"outlier_detection": ejection, "common_lb_config": {"healthy_panic_threshold": {"value": 0}}}
+
+
+def _route(traffic: ModelTraffic, stable: Backend, protocol: str, timeouts: Timeouts) -> Json:
+    action: Json = {
+        "timeout": f"{timeouts.total_s:g}s",
+        "hash_policy": [{"header": {"header_name": USER_HEADER}, "terminal": True}],
+        "weighted_clusters": _weights(traffic, stable, protocol),
+        "retry_policy": _retries(timeouts, elsewhere=len(traffic.backends) > 1),
+        "request_mirror_policies": _mirrors(traffic, protocol),
+    }
+    return {
+        "name": f"{traffic.model}-{protocol}",
+        "match": _match(traffic.model, protocol),
+        "route": action,
+        "response_headers_to_add": [_header(VERSION_HEADER, "%UPSTREAM_CLUSTER%")],
+    }
+
+
+def _weights(traffic: ModelTraffic, stable: Backend, protocol: str) -> Json:
+    # Stable stands first and the total is constant: with hashing, nobody falls back from the candidate while its share grows.
+    other = traffic.candidate or traffic.previous
+    shares = [(stable, WHOLE)] if other is None else [(stable, WHOLE), (other, 0)]
+    clusters = [{"name": cluster_name(traffic.model, each.version, protocol), "weight": share} for each, share in shares]
+    return {"clusters": clusters, "use_hash_policy": True, "runtime_key_prefix": runtime_prefix(traffic.model)}
+
+
+def _retries(timeouts: Timeouts, *, elsewhere: bool) -> Json:
+    kind = "type.googleapis.com/envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+    return {
+        "retry_on": RETRY_ON,
+        "retriable_headers": [{"name": "grpc-status", "string_match": {"exact": "2"}}],
+        "num_retries": 2,
+        "retry_back_off": {"base_interval": "0.005s", "max_interval": "0.02s"},
+        "retry_priority": {"name": "envoy.retry_priorities.previous_priorities", "typed_config": {"@type": kind, "update_frequency": 1}},
+        **({"per_try_timeout": f"{timeouts.per_try_s:g}s"} if elsewhere else {}),
+    }
+
+
+def _mirrors(traffic: ModelTraffic, protocol: str) -> list[Json]:
+    if traffic.candidate is None or not traffic.shadow_permille:
+        return []
+    share = {"numerator": traffic.shadow_permille * 1000, "denominator": "MILLION"}
+    name = cluster_name(traffic.model, traffic.candidate.version, protocol)
+    return [{"cluster": name, "runtime_fraction": {"default_value": share}}]
+
+
+def _match(model: str, protocol: str) -> Json:
+    if protocol == "http":
+        return {"safe_regex": {"regex": HTTP_CALLS.format(model=model)}}
+    header = {"name": MODEL_HEADER, "string_match": {"exact": model}}
+    return {"safe_regex": {"regex": GRPC_CALLS}, "grpc": {}, "headers": [header]}
+
+
+def _refusal(name: str, match: Json, reason: str) -> Json:
+    return {"name": name, "match": match, "direct_response": {"status": 404}, "response_headers_to_add": [_header(REASON_HEADER, reason)]}
+
+
+def _header(key: str, value: str) -> Json:
+    return {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
+
+def _protocol_options(protocol: str) -> Json:
+    spoken: Json = {"http": {"http_protocol_options": {}}, "grpc": {"http2_protocol_options": {}}}[protocol]
+    return _http_options({"common_http_protocol_options": {"idle_timeout": "30s"}, "explicit_http_config": spoken})
+
+
+def _http_options(options: Json) -> Json:
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {name: {"@type": f"type.googleapis.com/{name}", **options}}
+
+
+def _runtime_layers() -> list[Json]:
+    director = _director_service()
+    source = {
+        "resource_api_version": "V3",
+        "initial_fetch_timeout": "1s",  # Envoy waits for it at start and must come up without its director
+        "api_config_source": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [director]},
+    }
+    return [
+        {"name": "static", "static_layer": {}},
+        {"name": SPLITS, "rtds_layer": {"name": SPLITS, "rtds_config": source}},
+        {"name": "admin", "admin_layer": {}},
+    ]
+
+
+def _director_service() -> Json:
+    # Without this Envoy waits up to 30 s before it tries a director again that was away for a while.
+    again = {"retry_back_off": {"base_interval": "0.2s", "max_interval": "1s"}}
+    return {"envoy_grpc": {"cluster_name": DIRECTOR_CLUSTER, "retry_policy": again}}
+
+
+def _director_cluster(port: int) -> Json:
+    alive = {"connection_keepalive": {"interval": "1s", "timeout": "1s"}}
+    lone = {"priority": 0, "lb_endpoints": [{"endpoint": {"address": _socket(f"{LOOPBACK}:{port}")}}]}
+    return {
+        "name": DIRECTOR_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "0.25s",
+        "load_assignment": {"cluster_name": DIRECTOR_CLUSTER, "endpoints": [lone]},
+        "typed_extension_protocol_options": _http_options({"explicit_http_config": {"http2_protocol_options": alive}}),
+    }
+
+
+def _listener(files: Path, port: int, access_log: Path | None) -> Json:
+    connection_manager = {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": STAT_PREFIX,
+        "codec_type": "AUTO",
+        "normalize_path": True,
+        "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(files, "rds")},
+        "access_log": [_streamed_log(), *([] if access_log is None else [_file_log(access_log)])],
+        "http_filters": [_router()],
+    }
+    network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}
+    chains = [{"filters": [network]}]
+    address = _socket(f"{LOOPBACK}:{port}")
+    return {"name": "gateway", "address": address, "per_connection_buffer_limit_bytes": BUFFER_BYTES, "filter_chains": chains}
+
+
+def _router() -> Json:
+    return {
+        "name": "envoy.filters.http.router",
+        "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+    }
+
+
+def _streamed_log() -> Json:
+    common = {
+        "log_name": "requests",
+        "transport_api_version": "V3",
+        "grpc_service": _director_service(),
+        "buffer_flush_interval": "0.1s",
+        "buffer_size_bytes": 16384,
+    }
+    config = {
+        "@type": "type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+        "common_config": common,
+        "additional_response_headers_to_log": ["grpc-status"],  # there when the answer is trailers only, as most errors are
+        "additional_response_trailers_to_log": ["grpc-status"],
+    }
+    return {"name": "envoy.access_loggers.http_grpc", "typed_config": config}
+
+
+def _file_log(path: Path) -> Json:
+    columns = {
+        "start": "%START_TIME(%s.%6f)%",
+        "path": "%REQ(:PATH)%",
+        "cluster": "%UPSTREAM_CLUSTER%",
+        "host": "%UPSTREAM_HOST%",
+        "code": "%RESPONSE_CODE%",
+        "grpc": "%GRPC_STATUS%",
+        "flags": "%RESPONSE_FLAGS%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "ms": "%DURATION%",
+    }
+    kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog"
+    return {"name": "envoy.access_loggers.file", "typed_config": {"@type": kind, "path": str(path), "log_format": {"json_format": columns}}}
+
+
+def _watched(files: Path, name: str) -> Json:
+    source = {"path": str(_file(files, name)), "watched_directory": {"path": str(files / name)}}
+    return {"resource_api_version": "V3", "path_config_source": source}
+
+
+def _file(files: Path, name: str) -> Path:
+    return files / name / f"{name}.json"
+
+
+def _socket(address: str) -> Json:
+    host, port = host_and_port(address)
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _versioned(resources: list[Json]) -> Json:
+    """The revision is a digest of the content: writing the same again is the same revision."""
+    return {"version_info": sha256(canonical_json(resources).encode())[:16], "resources": resources}
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m delivery.gateway", description="Writes Envoy's bootstrap.")
+    parser.add_argument("bootstrap", type=Path)
+    parser.add_argument("--files", type=Path, required=True, help="folder of the watched directories cds and rds")
+    for name in ("--port", "--admin-port", "--director-grpc-port"):
+        parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--access-log", type=Path)
+    given = parser.parse_args(arguments)
+    ports = {"port": given.port, "admin_port": given.admin_port, "director_grpc_port": given.director_grpc_port}
+    write_bootstrap(given.bootstrap, files=given.files, access_log=given.access_log, **ports)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The task `promote`: the candidate becomes stable for good, and the registry says so.
+
+Last task of a delivery that passed everything. The order makes a crash repairable at each point: a tag on the version announces the
+promotion, then the gateway's stable changes, then the aliases, then the outcome, then the tag goes. A version that is stable at the gateway
+and still carries the tag is a promotion to be finished; `claim` and `restore` do that with `finish`. It judges nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from delivery.director_client import Director
+from delivery.findings import failed, passed
+from delivery.registry import DELIVERY, OUTCOME, PREVIOUS, PRODUCTION, PROMOTING, ModelVersion, Registry
+from delivery.triton import Server, running, server_name, stop_server
+from validation.contract import Decision, Finding, Spec
+
+PROMOTED = "promoted"
+
+
+def run(spec: Spec, evidence: Path) -> Decision:
+    del evidence
+    return promote(spec, Registry.from_env(), Director.from_env(), running, stop_server)
+
+
+def promote(
+    spec: Spec, registry: Registry, director: Director, servers: Callable[[], Mapping[str, Server]], stop: Callable[[str], None]
+) -> Decision:
+    """Done twice it changes nothing the second time. Raises when gateway or registry do not answer; then Airflow retries it."""
+    version = registry.version(spec.model, spec.version)
+    if version.tags.get(DELIVERY) != spec.delivery:
+        return Decision(findings=(_not_ours(version, spec.delivery),))
+    registry.tag(version, {PROMOTING: spec.delivery})
+    director.put_stable(spec.model, spec.version)
+    finish(registry, version, why=f"{version.name} passed every gate and every step", evidence=_delivery_evidence(spec))
+    stopped = _stop_retired(spec.model, director, servers(), stop)
+    return Decision(findings=(_serving(spec, director), _aliases(spec, registry)), outputs={"stopped": stopped})
+
+
+def finish(registry: Registry, version: ModelVersion, *, why: str, evidence: str = "") -> None:
+    """What is left of a promotion once the gateway's stable has changed; can be done again from any point."""
+    registry.move_production(version.model, version.number)
+    if registry.version(version.model, version.number).tags.get(OUTCOME) != PROMOTED:
+        registry.end(version, outcome=PROMOTED, at="promote", why=why, evidence=evidence)
+    registry.untag(version, PROMOTING)
+
+
+def retired(model: str, names: Iterable[str], in_use: set[int]) -> list[str]:
+    """Servers of a model that nothing points at any more: after a promotion that is the version before the previous one."""
+    kept = {server_name(model, number) for number in in_use}
+    return sorted(name for name in names if name.startswith(f"{model}--v") and name not in kept)
+
+
+def _stop_retired(model: str, director: Director, names: Iterable[str], stop: Callable[[str], None]) -> list[str]:
+    traffic = director.model(model)
+    in_use = {each.version for each in (traffic.stable, traffic.previous, traffic.candidate) if each}
+    names = retired(model, names, in_use)
+    for name in names:
+        stop(name)
+    return names
+
+
+def _serving(spec: Spec, director: Director) -> Finding:
+    stable = director.model(spec.model).stable
+    if stable is None or stable.version != spec.version:
+        return failed("serving", f"the gateway serves {f'v{stable.version}' if stable else 'nothing'} and not v{spec.version}")
+    return passed("serving", f"the gateway serves v{spec.version} as stable")
+
+
+def _aliases(spec: Spec, registry: Registry) -> Finding:
+    aliases = registry.aliases(spec.model)
+    if aliases.get(PRODUCTION) != spec.version:
+        return failed("registry", f"alias {PRODUCTION} is at {aliases.get(PRODUCTION)} and not at {spec.version}: somebody else moved it")
+    return passed("registry", f"{PRODUCTION} is v{spec.version}, {PREVIOUS} is {aliases.get(PREVIOUS, 'none')}")
+
+
+def _not_ours(version: ModelVersion, delivery: str) -> Finding:
+    holder = version.tags.get(DELIVERY, "no delivery")
+    return failed("claimed", f"{version.name} belongs to {holder} and not to {delivery}: nothing was promoted")
+
+
+def _delivery_evidence(spec: Spec) -> str:
+    """The folder of the delivery: the task's own evidence address without its last part."""
+    return spec.evidence_uri.rsplit("/", 1)[0]

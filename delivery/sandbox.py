@@ -1,0 +1,207 @@
+"""Runs one of our modules on foreign files in a process that can harm nobody: the only place where a foreign model is loaded.
+
+`export` calls it. The module's `main(inputs, outputs)` runs behind the walls of `delivery.walls`: no network, no file but its own inputs,
+outputs and the interpreter, no other process in sight, no privilege, limits on memory, time and file size. What it leaves is data from a
+stranger: `read_result` opens plain files of a bounded size only, and nothing here unpickles anything. It does not judge what was left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from delivery.walls import BROKEN
+
+LOG_TAIL_BYTES = 65_536
+NOBODY = 65534  # the unprivileged user of a sandbox that root starts
+
+WALLS = {
+    "network": "no network",
+    "files": "no files but its own",
+    "processes": "no other process in sight",
+    "user": "no privileges",
+}
+"""The walls that the kernel may or may not grant; limits and the stripped environment stand always."""
+
+
+class SandboxBroken(RuntimeError):
+    """Our own part of the sandbox failed before foreign code ran: no fault of the model, worth a retry."""
+
+
+class NoResult(ValueError):
+    """The sandboxed module did not leave the file, or left something else in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of the sandboxed process. `file_bytes` holds for each file, `wall_s` for all of its processes together."""
+
+    memory_bytes: int = 8 << 30
+    cpu_s: int = 600
+    wall_s: float = 300
+    file_bytes: int = 2 << 30
+    open_files: int = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How it ended. `exit_code` is None when the time limit ended it, 128 + n when signal n did; `walls` names those that stood."""
+
+    exit_code: int | None
+    walls: tuple[str, ...]
+    log: str
+
+    @property
+    def missing_walls(self) -> tuple[str, ...]:
+        return tuple(name for name in WALLS if name not in self.walls)
+
+    @property
+    def how(self) -> str:
+        """A sentence's end for people: "ended with exit code 1", "was stopped at its time limit"."""
+        if self.exit_code is None:
+            return "was stopped at its time limit"
+        if self.exit_code > 128:
+            return f"was ended by signal {_signal_name(self.exit_code - 128)}"
+        return f"ended with exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workplace:
+    """Folders of one run: `inputs` is read-only inside, `outputs` is all that can be written; both have the same path inside."""
+
+    root: Path
+
+    @property
+    def inputs(self) -> Path:
+        return self.root / "in"
+
+    @property
+    def outputs(self) -> Path:
+        return self.root / "out"
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Workplace]:
+    """Fresh folders, removed at the end."""
+    place = Workplace(root=Path(mkdtemp(prefix="sandbox-")))
+    try:
+        place.root.chmod(0o711)
+        for folder in (place.inputs, place.outputs, place.root / "root"):
+            folder.mkdir()
+            folder.chmod(0o755)  # whatever the caller's umask: another user must pass
+        yield place
+    finally:
+        shutil.rmtree(place.root, ignore_errors=True)
+
+
+def run(module: str, place: Workplace, limits: Limits) -> Ended:
+    """Runs `module.main(inputs, outputs)` and returns when it and all that it started is gone. Raises `SandboxBroken`."""
+    _open_to_nobody(place)
+    read_end, write_end = os.pipe()
+    job = {"module": module, "root": str(place.root), "report": write_end, "nobody": NOBODY, "limits": asdict(limits)}
+    command = [sys.executable, "-I", "-m", "delivery.walls", json.dumps(job)]
+    log = place.root / "log"
+    with log.open("wb") as output, os.fdopen(read_end, "rb") as report:
+        process = subprocess.Popen(
+            command,
+            cwd="/",
+            env=_environ(place),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            umask=0o022,  # the folders that it makes to mount on must be passable for its own user
+            pass_fds=(write_end,),
+        )
+        os.close(write_end)
+        code = _wait(process, limits.wall_s)
+        walls = _walls(report.read(1000))
+    if code == BROKEN:
+        raise SandboxBroken(_tail(log)[-500:])
+    return Ended(exit_code=code, walls=walls, log=_tail(log))
+
+
+def read_result(place: Workplace, name: str, limit_bytes: int) -> bytes:
+    """The bytes of a file that the module left in its outputs. Raises `NoResult`: missing, a link, no plain file, too large."""
+    try:
+        handle = os.open(place.outputs / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise NoResult(f"{name} was not left as a plain file: {error.strerror}") from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NoResult(f"{name} was not left as a plain file")
+        if status.st_size > limit_bytes:
+            raise NoResult(f"{name} has {status.st_size} bytes; the limit is {limit_bytes}")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(limit_bytes)
+    finally:
+        os.close(handle)
+
+
+def _wait(process: subprocess.Popen[bytes], wall_s: float) -> int | None:
+    """Kills the whole group at the end: with the process walls the first process takes all others with it."""
+    code: int | None = None
+    try:
+        code = process.wait(wall_s)
+    except subprocess.TimeoutExpired:
+        code = None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return 128 - code if code is not None and code < 0 else code
+
+
+def _environ(place: Workplace) -> dict[str, str]:
+    """Nothing of the task's own environment: that holds addresses and may hold credentials. One thread makes results repeatable."""
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(place.outputs),
+        "TMPDIR": "/tmp",  # noqa: S108 - a file system of its own behind the walls
+        "LANG": "C.UTF-8",
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **threads,
+        **kept,
+    }
+
+
+def _open_to_nobody(place: Workplace) -> None:
+    """Inputs readable for everybody; outputs for the sandbox's user, or our own group where the kernel lets nobody be that user."""
+    for path in [place.inputs, *place.inputs.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError):
+            os.chown(place.outputs, NOBODY, -1)
+            place.outputs.chmod(0o775)
+
+
+def _walls(report: bytes) -> tuple[str, ...]:
+    names = report.decode(errors="replace").split()
+    return tuple(name for name in WALLS if name in names)
+
+
+def _tail(log: Path) -> str:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        return file.read(LOG_TAIL_BYTES).decode(errors="replace")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)

@@ -1,0 +1,370 @@
+"""The switchboard: all models' traffic as it is, and every change of it, brought into force at the gateway and only then called done.
+
+`delivery.director` serves it over HTTP. Set, then verify: no change returns before Envoy shows what was asked for, and what fails half-way
+is taken back. What must survive a restart (who is stable, previous, candidate) is in one state file; leases are not in it, so a restart
+begins with everything on stable. It judges no version and renews no lease by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from delivery import gateway, traffic
+from delivery.gateway import Admin, GatewayAway, Json, NotConfirmed, Timeouts
+from delivery.observations import Observations, read_entry
+from delivery.splits import SplitStreams
+from delivery.traffic import Backend, Lease, ModelTraffic
+
+Check = Callable[[], Awaitable[bool]]
+PROMOTION_S = 30.0  # longer than the slowest promotion; the lease is not let lapse inside of one
+log = logging.getLogger("director")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Times of the director. A lease that nobody renews ends within its own time to live plus, if the director is gone, `split_ttl_s`."""
+
+    split_ttl_s: float = 5.0
+    heartbeat_s: float = 1.0
+    lapse_every_s: float = 0.1
+    confirm_s: float = 3.0
+    healthy_s: float = 6.0
+    look_every_s: float = 0.02
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+class StateFile:
+    """The durable traffic of every model."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> dict[str, ModelTraffic]:
+        """Raises `ValueError` on a file that cannot be understood: better no director than one that forgets what is stable."""
+        if not self._path.exists():
+            return {}
+        return traffic.load(json.loads(self._path.read_bytes()))
+
+    def write(self, models: dict[str, ModelTraffic]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        gateway.write_by_rename(self._path, json.dumps(traffic.dump(models), indent=1).encode())
+
+
+class Configuration:
+    """Clusters and routes as they should be in force, by model, and their files. Files are written whole: models never undo each other."""
+
+    def __init__(self, files: Path) -> None:
+        self._files = files
+        self.clusters: dict[str, list[Json]] = {}
+        self.routes: dict[str, list[Json]] = {}
+        self.revisions = {"cds": "", "rds": ""}
+
+    def write_clusters(self) -> None:
+        self._write("cds", gateway.cds(_flat(self.clusters)))
+
+    def write_routes(self) -> None:
+        self._write("rds", gateway.rds(_flat(self.routes)))
+
+    def _write(self, name: str, resources: Json) -> None:
+        gateway.write_resources(self._files, name, resources)
+        self.revisions[name] = resources["version_info"]
+
+
+class Switchboard:
+    """All models' traffic. Changes of one model wait for each other; giving traffic back never waits for anything."""
+
+    def __init__(
+        self, *, state: StateFile, files: Path, admin: Admin, settings: Settings, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._state = state
+        self._admin = admin
+        self._settings = settings
+        self._now_s = now_s
+        self._models = state.read()
+        self._leases: dict[str, Lease] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._addresses: dict[str, str] = {}
+        self._configuration = Configuration(files)
+        self.observations = Observations()
+        self.splits = SplitStreams(self._weights, ttl_s=settings.split_ttl_s, heartbeat_s=settings.heartbeat_s)
+        self._restore_files()
+
+    def traffic(self, model: str) -> ModelTraffic:
+        return self._models.get(model, ModelTraffic(model=model))
+
+    def lease(self, model: str) -> Lease | None:
+        """The lease that is alive now."""
+        lease = self._leases.get(model)
+        return lease if lease is not None and lease.alive(self._now_s()) else None
+
+    def describe(self, model: str) -> Json:
+        """The API's view of a model; unknown models have nothing."""
+        known, lease = self.traffic(model), self.lease(model)
+        roles = {name: _plain(getattr(known, name)) for name in ("stable", "previous", "candidate")}
+        split = lease and {"holder": lease.holder, "permille": lease.permille, "expires_in_s": round(lease.expires_at_s - self._now_s(), 3)}
+        return {"model": model, **roles, "shadow_permille": known.shadow_permille, "split": split}
+
+    async def put_candidate(self, model: str, backend: Backend) -> None:
+        """Clusters first, confirmed and healthy, then the route that knows them with share 0."""
+        async with self._changing(model):
+            after = self.traffic(model).with_candidate(backend, self.lease(model))
+            await self._install(after, healthy=backend)
+
+    async def delete_candidate(self, model: str, version: int) -> None:
+        """Takes the share away at once, then route and clusters. Nothing happens when `version` is not the candidate."""
+        if self.traffic(model).without_candidate(version) != self.traffic(model):
+            self._drop(model)
+        async with self._changing(model):
+            await self._install(self.traffic(model).without_candidate(version))
+
+    async def put_shadow(self, model: str, permille: int) -> None:
+        async with self._changing(model):
+            await self._install(self.traffic(model).with_shadow(permille))
+
+    async def put_split(self, model: str, *, holder: str, permille: int, ttl_s: float) -> Lease:
+        """Sets, then verifies; on failure the earlier lease holds again, if it has not lapsed meanwhile."""
+        async with self._changing(model):
+            before = self.lease(model)
+            lease = traffic.taken(self.traffic(model), before, holder=holder, permille=permille, ttl_s=ttl_s, now_s=self._now_s())
+            self._leases[model] = lease
+            try:
+                await self._confirm_split(model)
+            except Exception:
+                self._put_back(model, before)
+                raise
+            return lease
+
+    def renew(self, model: str, *, holder: str, ttl_s: float) -> Lease:
+        lease = self._leases[model] = traffic.renewed(self.lease(model), holder=holder, ttl_s=ttl_s, now_s=self._now_s())
+        return lease
+
+    async def release(self, model: str, holder: str) -> None:
+        """The weights go at once; returns when Envoy shows that they are gone."""
+        traffic.may_release(self.lease(model), holder)
+        self._drop(model)
+        await self._confirm_split(model)
+
+    async def put_stable(self, model: str, version: int) -> None:
+        """Promotes without a blip: routes are rewritten while the leased weights say the same, then the lease ends."""
+        async with self._changing(model):
+            after = self.traffic(model).promoted(version)
+            new = after != self.traffic(model)
+            with self._lease_held(model):
+                await self._install(after, healthy=after.stable if new else None)
+
+    async def delete_previous(self, model: str) -> None:
+        async with self._changing(model):
+            await self._install(self.traffic(model).without_previous())
+
+    async def mirrored(self, model: str) -> dict[str, int]:
+        """Attempts at the candidate's own servers, and how many failed, since its clusters were added or Envoy was started."""
+        candidate = self.traffic(model).candidate
+        if candidate is None:
+            raise traffic.Unknown(f"{model} has no candidate; register one first")
+        own = {traffic.cluster_name(model, candidate.version, each): candidate.address(each) for each in traffic.PROTOCOLS}
+        counted = [each for each in await self._admin.endpoints() if own.get(each.cluster) == each.address]
+        return {"requests": sum(each.requests for each in counted), "failures": sum(each.failures for each in counted)}
+
+    def see(self, entry: Any) -> None:
+        """Takes one entry of the access log."""
+        request = read_entry(entry, self._addresses)
+        if request is not None:
+            self.observations.add(request)
+
+    def lapse(self) -> None:
+        """Ends the leases that ran out."""
+        for model, lease in list(self._leases.items()):
+            if not lease.alive(self._now_s()):
+                log.warning("%s: the lease of %s ran out at %d per mille; all traffic to stable", model, lease.holder, lease.permille)
+                self._drop(model)
+
+    async def end_splits(self) -> None:
+        """Takes every share back, for a stop in good order."""
+        self._leases.clear()
+        revision = self.splits.push()
+
+        async def heard() -> bool:
+            return not self.splits.connected or self.splits.acknowledged(revision)
+
+        with contextlib.suppress(NotConfirmed):
+            await self._until(heard, "end of all splits", self._settings.confirm_s)
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, model: str) -> AsyncIterator[None]:
+        async with self._locks[model]:
+            if not self.splits.connected:
+                raise GatewayAway("the gateway is not connected to the director; is Envoy running? Nothing was changed")
+            yield
+
+    @contextlib.contextmanager
+    def _lease_held(self, model: str) -> Iterator[None]:
+        before = self.lease(model)
+        if before is not None:
+            self._leases[model] = replace(before, expires_at_s=self._now_s() + PROMOTION_S)
+        try:
+            yield
+        except Exception:
+            self._put_back(model, before)
+            raise
+
+    async def _install(self, after: ModelTraffic, healthy: Backend | None = None) -> None:
+        """Brings `after` into force and makes it durable, or takes everything back and raises."""
+        model = after.model
+        try:
+            await self._show_routes(after, healthy)
+            self._remember(after)
+        except Exception:
+            self._take_back(model)
+            raise
+        if after.candidate is None:
+            self._drop(model)
+            await self._confirm_split(model)
+        await self._show_clusters(model, gateway.render_clusters(after))
+
+    async def _show_routes(self, after: ModelTraffic, healthy: Backend | None) -> None:
+        """Clusters of before and after first: Envoy would take a route to an unknown cluster, and answer its share with 503."""
+        model = after.model
+        self._know_addresses(after)
+        await self._show_clusters(model, self._both(after, healthy))
+        if healthy is not None:
+            await self._confirm_healthy(model, healthy)
+        self._configuration.routes[model] = gateway.render_routes(after, self._settings.timeouts)
+        self._configuration.write_routes()
+        await self._confirm(self._in_force("rds"), f"routes of {model}", self._settings.confirm_s)
+
+    def _both(self, after: ModelTraffic, fresh: Backend | None) -> list[Json]:
+        """Clusters of before and after. Those of before stay as they are, but for the `fresh` backend's, which may have moved."""
+        added = {each["name"]: each for each in gateway.render_clusters(after)}
+        names = {traffic.cluster_name(after.model, fresh.version, each) for each in traffic.PROTOCOLS} if fresh else set()
+        kept = {each["name"]: each for each in self._configuration.clusters.get(after.model, []) if each["name"] not in names}
+        return list({**added, **kept}.values())
+
+    async def _show_clusters(self, model: str, clusters: list[Json]) -> None:
+        left = {each["name"] for each in self._configuration.clusters.get(model, [])} - {each["name"] for each in clusters}
+        with contextlib.suppress(NotConfirmed):  # what takes longer than the gateway's own time-out is cut by that anyway
+            await self._until(lambda: self._idle(left), "requests in flight", self._settings.timeouts.total_s)
+        self._configuration.clusters[model] = clusters
+        self._configuration.write_clusters()
+        await self._confirm(self._in_force("cds"), f"clusters of {model}", self._settings.confirm_s)
+        await self._confirm(lambda: self._has_hosts(clusters, left), f"hosts of {model}", self._settings.confirm_s)
+
+    def _take_back(self, model: str) -> None:
+        before = self.traffic(model)
+        self._configuration.routes[model] = gateway.render_routes(before, self._settings.timeouts)
+        self._configuration.write_routes()
+        self._configuration.clusters[model] = gateway.render_clusters(before)
+        self._configuration.write_clusters()
+        self._know_addresses(before)
+
+    def _remember(self, after: ModelTraffic) -> None:
+        models = {name: each for name, each in {**self._models, after.model: after}.items() if not each.empty}
+        self._state.write(models)
+        self._models = models
+
+    def _restore_files(self) -> None:
+        """Files may lag behind or run ahead of the state after a crash: they are written anew from it."""
+        for model, known in self._models.items():
+            self._configuration.clusters[model] = gateway.render_clusters(known)
+            self._configuration.routes[model] = gateway.render_routes(known, self._settings.timeouts)
+            self._know_addresses(known)
+        self._configuration.write_clusters()
+        self._configuration.write_routes()
+
+    def _know_addresses(self, known: ModelTraffic) -> None:
+        """Addresses of versions that are gone are kept: their last rows arrive later."""
+        for backend in known.backends:
+            for each in traffic.PROTOCOLS:
+                self._addresses[traffic.cluster_name(known.model, backend.version, each)] = backend.address(each)
+
+    def _weights(self) -> dict[str, int]:
+        alive = [(model, self.lease(model)) for model in self._leases]
+        return {key: weight for model, lease in alive if lease is not None for key, weight in lease.weights(model).items()}
+
+    def _drop(self, model: str) -> None:
+        self._leases.pop(model, None)
+        self.splits.push()
+
+    def _put_back(self, model: str, before: Lease | None) -> None:
+        if model not in self._leases:
+            return  # released meanwhile, which holds
+        if before is None:
+            self._leases.pop(model)
+        else:
+            self._leases[model] = before
+        self.splits.push()
+
+    async def _confirm_split(self, model: str) -> None:
+        revision = self.splits.push()
+
+        async def holds() -> bool:
+            heard = self.splits.acknowledged(revision) or (self.lease(model) is None and not self.splits.connected)
+            return heard and await self._shows_weights(model)
+
+        await self._confirm(holds, f"split of {model}", self._settings.confirm_s)
+
+    async def _shows_weights(self, model: str) -> bool:
+        lease = self.lease(model)
+        expected = {} if lease is None else {key: str(weight) for key, weight in lease.weights(model).items()}
+        prefix = f"{traffic.runtime_prefix(model)}."
+        return {key: value for key, value in (await self._admin.weights()).items() if key.startswith(prefix)} == expected
+
+    def _in_force(self, name: str) -> Check:
+        async def holds() -> bool:
+            return (await self._admin.versions())[name] == self._configuration.revisions[name]
+
+        return holds
+
+    async def _has_hosts(self, clusters: list[Json], left: set[str]) -> bool:
+        shown = gateway.shown_hosts(await self._admin.endpoints())
+        expected = gateway.expected_hosts(clusters)
+        return not left & set(shown) and all(shown.get(name) == hosts for name, hosts in expected.items())
+
+    async def _idle(self, clusters: set[str]) -> bool:
+        return not clusters or not any(each.active for each in await self._admin.endpoints() if each.cluster in clusters)
+
+    async def _confirm_healthy(self, model: str, backend: Backend) -> None:
+        own = {(traffic.cluster_name(model, backend.version, each), backend.address(each)) for each in traffic.PROTOCOLS}
+
+        async def holds() -> bool:
+            return own <= {(each.cluster, each.address) for each in await self._admin.endpoints() if each.healthy}
+
+        await self._confirm(holds, f"health of {model} v{backend.version} at {backend.http} and {backend.grpc}", self._settings.healthy_s)
+
+    async def _confirm(self, holds: Check, what: str, within_s: float) -> None:
+        try:
+            await self._until(holds, what, within_s)
+        except NotConfirmed as error:
+            with contextlib.suppress(GatewayAway):
+                raise NotConfirmed(f"{error} ({await self._admin.refusals()})") from error
+            raise
+
+    async def _until(self, holds: Check, what: str, within_s: float) -> None:
+        deadline_s = self._now_s() + within_s
+        while not await _unless_away(holds):
+            if self._now_s() > deadline_s:
+                raise NotConfirmed(f"the gateway did not confirm the {what} within {within_s:g} s")
+            await asyncio.sleep(self._settings.look_every_s)
+
+
+async def _unless_away(holds: Check) -> bool:
+    try:
+        return await holds()
+    except GatewayAway:
+        return False
+
+
+def _flat(rows: dict[str, list[Json]]) -> Iterable[Json]:
+    return [each for _, group in sorted(rows.items()) for each in group]
+
+
+def _plain(backend: Backend | None) -> Json | None:
+    return None if backend is None else {"version": backend.version, "http": backend.http, "grpc": backend.grpc}

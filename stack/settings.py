@@ -1,0 +1,173 @@
+"""Reads `settings.toml`: ports, state folder and the few numbers of the local stack that a user may change.
+
+Everything in `stack`, the demo and the bench asks here for an address. Unknown, missing and impossible values raise `BadSettings`, which
+names the key. Nothing secret stands in settings: see `stack.keys`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout; environments reach this file through a link
+SOCKET_LIMIT = 107  # bytes of a unix socket's path, unix(7)
+
+
+class BadSettings(ValueError):
+    """Settings that cannot be used; the message names the file, the key and what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """TCP ports on 127.0.0.1. `triton_first` to `triton_last` is a range, both included."""
+
+    postgres: int
+    mlflow: int
+    airflow: int
+    director_http: int
+    director_grpc: int
+    gateway: int
+    gateway_admin: int
+    triton_first: int
+    triton_last: int
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            _need(1024 <= getattr(self, each.name) <= 65535, f"ports.{each.name} must be from 1024 to 65535")
+        _need(self.triton_last - self.triton_first >= 5, "ports.triton_first to triton_last must hold two servers: six ports at least")
+        fixed = self.fixed()
+        _need(len(set(fixed.values())) == len(fixed), "ports: two services have the same port")
+        inside = [name for name, port in fixed.items() if self.triton_first <= port <= self.triton_last]
+        _need(not inside, f"ports.{''.join(inside[:1])} lies in the range of Triton's ports")
+
+    def fixed(self) -> dict[str, int]:
+        """The ports of the services that always run, by name."""
+        return {name: port for name, port in dataclasses.asdict(self).items() if not name.startswith("triton_")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Airflow:
+    parallelism: int
+    api_workers: int
+
+    def __post_init__(self) -> None:
+        _need(1 <= self.parallelism <= 64, "airflow.parallelism must be from 1 to 64")
+        _need(2 <= self.api_workers <= 16, "airflow.api_workers must be from 2 to 16: the webhook plugin calls its own server")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`state` is absolute; the folder layout below it is fixed (see the properties)."""
+
+    state: Path
+    ports: Ports
+    airflow: Airflow
+
+    def __post_init__(self) -> None:
+        length = len(str(self.supervisor_socket).encode())
+        _need(
+            length <= SOCKET_LIMIT, f"{self.supervisor_socket} is {length - SOCKET_LIMIT} bytes too long for a socket: set PENSTOCK_STATE"
+        )
+
+    @property
+    def run(self) -> Path:
+        return self.state / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def data(self) -> Path:
+        return self.state / "data"
+
+    @property
+    def servers(self) -> Path:
+        return self.state / "servers"
+
+    @property
+    def supervisor_socket(self) -> Path:
+        return self.run / "supervisor.sock"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.mlflow}"
+
+    @property
+    def airflow_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.airflow}"
+
+    @property
+    def director_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.director_http}"
+
+    @property
+    def gateway_address(self) -> str:
+        """Host and port of the gateway, for HTTP and gRPC alike."""
+        return f"127.0.0.1:{self.ports.gateway}"
+
+    @property
+    def gateway_admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.gateway_admin}"
+
+    def environment(self, name: str) -> Path:
+        return self.state / "envs" / name
+
+    def python(self, environment: str) -> Path:
+        return self.environment(environment) / "bin" / "python"
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings file that PENSTOCK_SETTINGS names, or the checkout's; the state folder from PENSTOCK_STATE if it is set."""
+    path = _file(environ)
+    try:
+        row = _read(path)
+        _only(row, Settings, "")
+        ports, airflow = _section(row, "ports", Ports), _section(row, "airflow", Airflow)
+        return Settings(state=state_folder(environ), ports=ports, airflow=airflow)
+    except (BadSettings, tomllib.TOMLDecodeError) as error:
+        raise BadSettings(f"{path}: {error}") from error
+
+
+def state_folder(environ: Mapping[str, str]) -> Path:
+    """The state folder alone, absolute. Raises `BadSettings`."""
+    chosen = environ.get("PENSTOCK_STATE") or _read(_file(environ)).get("state")
+    _need(isinstance(chosen, str) and bool(chosen), "state must name a folder")
+    return (ROOT / str(chosen)).absolute()
+
+
+def _file(environ: Mapping[str, str]) -> Path:
+    return Path(environ.get("PENSTOCK_SETTINGS") or ROOT / "stack" / "settings.toml")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSettings(f"cannot read {path}: {error.strerror}") from error
+
+
+def _section(row: Mapping[str, Any], name: str, cls: type[Any]) -> Any:
+    values = row[name]
+    _need(isinstance(values, dict), f"{name} must be a table")
+    _only(values, cls, f"{name}.")
+    for key, value in values.items():
+        _need(type(value) is int, f"{name}.{key} is {value!r}; expected a whole number")
+    return cls(**values)
+
+
+def _only(row: Mapping[str, Any], cls: type[Any], place: str) -> None:
+    known = [each.name for each in dataclasses.fields(cls)]
+    if unknown := sorted(set(row) - set(known)):
+        raise BadSettings(f"unknown key {place}{unknown[0]}; allowed here: {', '.join(known)}")
+    if missing := [name for name in known if name not in row]:
+        raise BadSettings(f"missing key {place}{missing[0]}")
+
+
+def _need(holds: bool, why: str) -> None:  # noqa: FBT001 - reads as a sentence
+    if not holds:
+        raise BadSettings(why)

@@ -1,0 +1,112 @@
+"""The main job on the whole system: what is good is promoted, what is bad is refused or taken back, and whatever dies, users see no error.
+
+The fixture `world` holds the stack with v1 stable and a client that sends steady traffic; after each test it must have met no error.
+"""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from bench.world import AIRFLOW, DELIVER, MODEL, World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def test_the_first_version_is_stable(world: World) -> None:
+    """The first version passes its gates and becomes stable without a rollout: alias, tags and gateway agree."""
+    version = world.version(1)
+    assert (world.registry.alias(MODEL, "production"), world.share().stable) == (1, 1)
+    assert version is not None
+    assert version.tags["penstock.semantic_version"] == "1.0.0"
+    assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "latency_benchmark")} == {"passed"}
+
+
+def test_a_version_without_artifacts_is_refused_by_name(world: World) -> None:
+    """A marked version that nothing stands behind is refused with a sentence, and no traffic changes."""
+    tags = [{"key": "candidate", "value": "true"}]
+    row = world.mlflow("POST", "model-versions/create", json={"name": MODEL, "source": "mlflow-artifacts:/nothing/here", "tags": tags})
+    number = int(row["model_version"]["version"])
+    assert world.outcome(number) == "refused"
+    assert "run" in world.why(number)
+    assert world.share().stable == 1
+
+
+def test_an_artifact_that_is_no_model_is_refused_by_name(world: World) -> None:
+    """A version whose artifacts hold no model is refused with the reason."""
+    stable_run = world.mlflow("GET", "model-versions/get", params={"name": MODEL, "version": "1"})["model_version"]["run_id"]
+    run = world.mlflow("GET", "runs/get", params={"run_id": stable_run})["run"]["info"]
+    body = {
+        "name": MODEL,
+        "source": f"{run['artifact_uri']}/no-model",
+        "run_id": stable_run,
+        "tags": [{"key": "candidate", "value": "true"}],
+    }
+    number = int(world.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
+    assert world.outcome(number) == "refused"
+    assert "no-model" in world.why(number) or "model" in world.why(number)
+
+
+def test_the_same_event_again_is_one_delivery(world: World) -> None:
+    """Setting the marker a second time makes no second run of the same version."""
+    world.mlflow("POST", "model-versions/set-tag", json={"name": MODEL, "version": "1", "key": "candidate", "value": "again"})
+    alias = {"name": MODEL, "alias": "candidate", "version": "1"}
+    world.mlflow("POST", "registered-models/alias", json=alias)
+    runs = world.airflow.runs(DELIVER)
+    assert runs.count(f"deliver__{MODEL}__v1") == 1
+    assert len(runs) == len(set(runs))
+
+
+def test_the_webhook_refuses_what_mlflow_did_not_sign(world: World) -> None:
+    """The receiver stands open on the api-server, takes nothing unsigned."""
+    answer = httpx.post(f"{world.stage.settings.airflow_url}/mlflow-webhook/", json={"entity": "model_version"}, trust_env=False)
+    assert answer.status_code == 401
+
+
+def test_a_model_trained_on_broken_labels_never_meets_traffic(world: World) -> None:
+    """The golden set refuses it with the reason in a sentence; the gateway never heard of it."""
+    number = world.deliver("v3")
+    assert world.outcome(number) == "refused"
+    assert "accuracy" in world.why(number)
+    assert world.answered(number) == 0
+
+
+def test_a_killed_director_costs_nothing_and_the_delivery_ends_promoted(world: World) -> None:
+    """SIGKILL of the director in mid-canary: traffic falls back to stable, the watch takes the share up again, the version is promoted."""
+    number = world.deliver("v2")
+    world.until_share(100)
+    world.until_answered_by(number, 5)
+    world.kill("director")
+    assert world.outcome(number) == "promoted", world.why(number)
+    assert (world.registry.alias(MODEL, "production"), world.registry.alias(MODEL, "previous")) == (number, 1)
+
+
+def test_a_version_that_fails_on_production_inputs_is_taken_back(world: World) -> None:
+    """Good offline and bad online: rolled back in mid-canary, while the client meets no error."""
+    stable = world.share().stable
+    number = world.deliver("v4")
+    world.until_share(100)
+    world.stage.use_new_scanner(200)
+    assert world.outcome(number) == "rolled_back", world.why(number)
+    assert "requests failed" in world.why(number)
+    share = world.share()
+    assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
+    world.stage.use_new_scanner(0)
+
+
+def test_airflow_killed_in_mid_canary_reverts_and_ends(world: World) -> None:
+    """SIGKILL of all of Airflow in mid-canary: the share goes back by itself; after the restart the delivery has a definite end."""
+    number = world.deliver("retrain")
+    world.until_share(100)
+    world.kill(*AIRFLOW)
+    world.until(lambda: world.share().permille == 0 or None, "all traffic on stable", 60)
+    assert world.outcome(number, 500) in {"promoted", "error", "inconclusive"}, world.why(number)
+    assert world.share().permille == 0
+
+
+def test_a_stack_that_is_stopped_and_started_serves_stable_again(world: World) -> None:
+    """`down` leaves no process behind; `up` brings the same stable version back, from what is on disk."""
+    stable = world.share().stable
+    world.restart()
+    world.until_answered_by(stable, 20)
+    assert world.share().stable == stable

@@ -1,0 +1,145 @@
+"""Fakes that several tests share. Each keeps the rules of the thing it stands for, and can be told to be broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Row, Rows, SplitView
+from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, Unknown, may_release, renewed, taken
+from delivery.triton import Server
+
+NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
+
+
+@dataclass(kw_only=True)
+class FakeDirector:
+    """The director's client without director and gateway, over the same pure rules. `broken` names methods that do not answer."""
+
+    traffic: dict[str, ModelTraffic] = field(default_factory=dict)
+    leases: dict[str, Lease] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    counters: Mirrored = field(default_factory=lambda: Mirrored(requests=0, failures=0))
+    broken: set[str] = field(default_factory=set)
+    calls: list[str] = field(default_factory=list)
+
+    def serves(self, model: str, *, stable: int | None = None, previous: int | None = None, candidate: int | None = None) -> None:
+        """Sets who serves a model."""
+        first, second, third = (backend(number) if number else None for number in (stable, previous, candidate))
+        self.traffic[model] = ModelTraffic(model=model, stable=first, previous=second, candidate=third)
+
+    def model(self, model: str) -> ModelView:
+        self._called("model")
+        return self._view(model)
+
+    def put_candidate(self, model: str, version: int, http: str, grpc: str) -> ModelView:
+        self._called("put_candidate")
+        wanted = Backend(version=version, http=http, grpc=grpc)
+        self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model))
+        return self._view(model)
+
+    def delete_candidate(self, model: str, version: int) -> ModelView:
+        self._called("delete_candidate")
+        self.leases.pop(model, None)
+        self.traffic[model] = self._of(model).without_candidate(version)
+        return self._view(model)
+
+    def put_shadow(self, model: str, permille: int) -> ModelView:
+        self._called("put_shadow")
+        self.traffic[model] = self._of(model).with_shadow(permille)
+        return self._view(model)
+
+    def put_split(self, model: str, holder: str, permille: int, ttl_s: float) -> ModelView:
+        self._called("put_split")
+        try:
+            lease = taken(self._of(model), self.leases.get(model), holder=holder, permille=permille, ttl_s=ttl_s, now_s=NEVER_S)
+        except Held as error:
+            raise LeaseHeld(str(error), error.holder) from error
+        except Unknown as error:
+            raise NotThere(str(error)) from error
+        self.leases[model] = lease
+        return self._view(model)
+
+    def renew(self, model: str, holder: str, ttl_s: float) -> int:
+        self._called("renew")
+        try:
+            self.leases[model] = renewed(self.leases.get(model), holder=holder, ttl_s=ttl_s, now_s=NEVER_S)
+        except Held as error:
+            raise LeaseHeld(str(error), error.holder) from error
+        except Lapsed as error:
+            raise LeaseLost(str(error)) from error
+        return self.leases[model].permille
+
+    def release(self, model: str, holder: str) -> ModelView:
+        self._called("release")
+        try:
+            may_release(self.leases.get(model), holder)
+        except Held as error:
+            raise LeaseHeld(str(error), error.holder) from error
+        self.leases.pop(model, None)
+        return self._view(model)
+
+    def put_stable(self, model: str, version: int) -> ModelView:
+        self._called("put_stable")
+        self.leases.pop(model, None)
+        self.traffic[model] = self._of(model).promoted(version)
+        return self._view(model)
+
+    def delete_previous(self, model: str) -> ModelView:
+        self._called("delete_previous")
+        self.traffic[model] = self._of(model).without_previous()
+        return self._view(model)
+
+    def observations(self, model: str, after: int = 0) -> Rows:
+        self._called("observations")
+        last = self.rows[-1].number if self.rows else 0
+        return Rows(epoch="1", last=last, rows=tuple(row for row in self.rows if row.number > after))
+
+    def mirrored(self, model: str) -> Mirrored:
+        self._called("mirrored")
+        return self.counters
+
+    def _called(self, method: str) -> None:
+        if method in self.broken:
+            raise DirectorUnreachable(f"{method}: the director does not answer")
+        if method != "model":
+            self.calls.append(method)
+
+    def _of(self, model: str) -> ModelTraffic:
+        return self.traffic.get(model, ModelTraffic(model=model))
+
+    def _view(self, model: str) -> ModelView:
+        traffic, lease = self._of(model), self.leases.get(model)
+        split = SplitView(holder=lease.holder, permille=lease.permille, expires_in_s=lease.expires_at_s) if lease else None
+        return ModelView(
+            model=model,
+            stable=traffic.stable,
+            previous=traffic.previous,
+            candidate=traffic.candidate,
+            shadow_permille=traffic.shadow_permille,
+            split=split,
+        )
+
+
+@dataclass(kw_only=True)
+class FakeServers:
+    """The local Triton servers without processes; `broken` says that supervisord does not answer."""
+
+    names: set[str] = field(default_factory=set)
+    broken: bool = False
+
+    def running(self) -> dict[str, Server]:
+        return {name: Server(name=name, http="127.0.0.1:18200", grpc="127.0.0.1:18201", metrics="127.0.0.1:18202") for name in self.names}
+
+    def stop(self, name: str) -> None:
+        if self.broken:
+            raise OSError("supervisord does not answer")
+        self.names.discard(name)
+
+    def start(self, names: Iterable[str]) -> None:
+        self.names |= set(names)
+
+
+def backend(version: int) -> Backend:
+    """A made-up server of a version, with addresses that no other version has."""
+    return Backend(version=version, http=f"127.0.0.1:{20_000 + 2 * version}", grpc=f"127.0.0.1:{20_001 + 2 * version}")

@@ -1,0 +1,50 @@
+"""A real supervisord with a state folder of its own, for tests that start real Tritons; environments are those of the checkout."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stack import processes, supervisor, variables
+from stack.settings import Ports, Settings, read_settings, state_folder
+
+PORTS = 12
+
+
+@pytest.fixture(scope="module")
+def local_supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a state folder whose supervisord runs; the variables of `delivery.triton` point there."""
+    settings = scratch_settings(tmp_path_factory.mktemp("state"))
+    for folder in (settings.run, settings.logs, settings.servers):
+        folder.mkdir()
+    supervisor.start_daemon((), settings)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**variables.triton(settings), "PENSTOCK_STATE": str(settings.state)}.items():
+            patch.setenv(name, value)
+        yield settings
+    supervisor.shut_down(settings)
+    assert processes.end(processes.ours(settings.state), grace_s=15) == []
+
+
+def scratch_settings(state: Path) -> Settings:
+    """The checkout's settings with another state folder and free Triton ports; skips where the environments are not made."""
+    real = state_folder(os.environ)
+    if missing := [name for name in ("stack", "triton") if not (real / "envs" / name / "bin" / "python").exists()]:
+        pytest.skip(f"environment {missing[0]} is not made: `make test` makes it")
+    (state / "envs").symlink_to(real / "envs")
+    settings = read_settings({"PENSTOCK_STATE": str(state)})
+    first = free_ports(PORTS)
+    ports = Ports(**{**settings.ports.fixed(), "triton_first": first, "triton_last": first + PORTS - 1})
+    return Settings(state=state, ports=ports, airflow=settings.airflow)
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` consecutive ports that are free now, outside of the range that the kernel hands out by itself."""
+    return next(first for first in range(21000, 32000, count) if all(map(_is_free, range(first, first + count))))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0

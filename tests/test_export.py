@@ -1,0 +1,360 @@
+"""Export, from a registered model to a bundle that can be read back; real MLflow, real sandbox, real conversions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pyarrow as pa
+import pytest
+from mlflow.models import ModelSignature, infer_signature
+from mlflow.types import Schema, TensorSpec
+from onnx import TensorProto, helper
+from registry_fixtures import (  # noqa: F401 - found by name
+    fixed_size,
+    mlflow_address_fixture,
+    model_fixture,
+    name_golden,
+    register,
+    register_any,
+    register_files,
+    registry_fixture,
+    set_golden,
+    spec,
+)
+from sklearn.compose import make_column_transformer
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.svm import LinearSVC
+
+from delivery.export import export
+from delivery.registry import GOLDEN_SHA256, SEMANTIC_VERSION, Registry
+from delivery.sandbox import Limits
+from validation.bundle import OpenBundle, Tensor, read_bundle
+from validation.contract import BadSpec, Bundle, Decision, Outcome, Stable
+
+LIMITS = Limits(wall_s=60, memory_bytes=4 << 30)
+ROWS = 40
+DRAWN = np.random.default_rng(7)
+FEATURES = DRAWN.normal(size=(ROWS, 4)).astype(np.float32)
+LABELS = (FEATURES.sum(axis=1) > 0).astype(np.int64) + (FEATURES[:, 0] > 1)
+SIGNATURE = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 4), "features")]))
+
+
+def run(registry: Registry, model: str, version: int, folder: Path, limits: Limits = LIMITS, **fields: Any) -> Decision:
+    (folder / "evidence").mkdir(exist_ok=True)
+    inputs = {"artifacts_uri": f"{folder.as_uri()}/artifacts"}
+    return export(spec("export", model, version, folder, inputs=inputs, **fields), folder / "evidence", registry, limits)
+
+
+def opened(decision: Decision) -> OpenBundle:
+    return read_bundle(Bundle(uri=decision.outputs["bundle_uri"], sha256=decision.outputs["bundle_sha256"]))
+
+
+def refusal(decision: Decision) -> str:
+    """Name, reason and advice of the one finding that refuses."""
+    (finding,) = decision.findings
+    assert finding.outcome is Outcome.FAILED
+    return f"{finding.name}: {finding.why} ({finding.advice})"
+
+
+def log_sklearn(model: str, estimator: Any, signature: Any = SIGNATURE, **options: Any) -> int:
+    with mlflow.start_run():
+        mlflow.log_metric("accuracy", 0.9)
+        options = {"pip_requirements": ["scikit-learn"], **options}
+        info = mlflow.sklearn.log_model(estimator, name="model", signature=signature, **options)
+    return int(mlflow.register_model(info.model_uri, model).version)
+
+
+def log_onnx(model: str, graph: onnx.ModelProto, **options: Any) -> int:
+    with mlflow.start_run():
+        info = mlflow.onnx.log_model(graph, name="model", signature=SIGNATURE, pip_requirements=["onnx"], **options)
+    return int(mlflow.register_model(info.model_uri, model).version)
+
+
+def golden(registry: Registry, model: str, folder: Path) -> None:
+    set_golden(registry, model, folder, {"features": fixed_size(FEATURES), "label": pa.array(LABELS)})
+
+
+def classifier() -> Any:
+    return make_pipeline(StandardScaler(), LogisticRegression()).fit(FEATURES, LABELS)
+
+
+def small_onnx(batch: int | None = None, weights: np.ndarray | None = None) -> onnx.ModelProto:
+    matrix = np.ones((4, 3), np.float32) if weights is None else weights
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["features", "w"], ["scores"])],
+        "small",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, [batch, 4])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [batch, matrix.shape[1]])],
+        [onnx.numpy_helper.from_array(matrix, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("options", [{}, {"serialization_format": "cloudpickle"}], ids=["as-logged-by-default", "cloudpickle"])
+def test_a_classifier_becomes_a_bundle(registry: Registry, model: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Model, configuration, golden rows and the source model's own answers are in the bundle, and agree with ONNX Runtime's."""
+    estimator = classifier()
+    golden(registry, model, tmp_path)
+    decision = run(registry, model, log_sklearn(model, estimator, **options), tmp_path)
+    assert [each.outcome for each in decision.findings] == [Outcome.PASSED, Outcome.PASSED], decision.findings
+    with opened(decision) as bundle:
+        assert bundle.manifest.inputs == (Tensor(name="features", dtype="FP32", shape=(4,)),)
+        assert bundle.manifest.outputs == (
+            Tensor(name="label", dtype="INT64", shape=(1,)),
+            Tensor(name="probabilities", dtype="FP32", shape=(3,)),
+        )
+        assert np.array_equal(bundle.inputs()["features"], FEATURES)
+        assert np.array_equal(bundle.labels(), LABELS)
+        assert np.array_equal(bundle.reference()["label"], estimator.predict(FEATURES))
+        label, probabilities = onnxruntime.InferenceSession(bundle.model_path).run(None, bundle.inputs())
+        assert np.array_equal(label, bundle.reference()["label"])
+        assert np.allclose(probabilities, bundle.reference()["probabilities"], atol=1e-5)
+        assert bundle.manifest.training_metrics == {"accuracy": 0.9}
+        assert bundle.manifest.semantic_version == decision.outputs["semantic_version"] == "1.0.0"
+        config = (bundle.model_directory / "config.pbtxt").read_text()
+    assert 'backend: "onnxruntime"' in config
+    assert "TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] }" in config
+
+
+def test_the_same_version_gives_the_same_bytes(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Exported twice, a version has one digest: whoever repeats a delivery compares what was tested."""
+    golden(registry, model, tmp_path)
+    version = log_sklearn(model, classifier())
+    first, second = (run(registry, model, version, tmp_path).outputs for _ in range(2))
+    assert first == second
+
+
+def test_a_regressor_answers_one_value(registry: Registry, model: str, tmp_path: Path) -> None:
+    """A regressor's output is `variable`, one value a row, as skl2onnx names it."""
+    golden(registry, model, tmp_path)
+    estimator = LinearRegression().fit(FEATURES, LABELS)
+    with opened(run(registry, model, log_sklearn(model, estimator), tmp_path)) as bundle:
+        assert bundle.manifest.outputs == (Tensor(name="variable", dtype="FP32", shape=(1,)),)
+        assert np.allclose(bundle.reference()["variable"][:, 0], estimator.predict(FEATURES), atol=1e-5)
+
+
+def test_a_classifier_without_probabilities_answers_labels(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Scores that are no probabilities are not served under that name."""
+    golden(registry, model, tmp_path)
+    with opened(run(registry, model, log_sklearn(model, LinearSVC().fit(FEATURES, LABELS)), tmp_path)) as bundle:
+        assert [each.name for each in bundle.manifest.outputs] == ["label"]
+        assert list(bundle.reference()) == ["label"]
+
+
+def test_a_frame_of_columns_becomes_inputs(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Each column of a frame is an input of its own; words are served as words, and names are made plain."""
+    frame = pd.DataFrame({"sepal length (cm)": FEATURES[:, 0].astype(float), "kind": np.where(FEATURES[:, 1] > 0, "a", "b")})
+    words = np.where(LABELS > 0, "yes", "no")
+    prepared = make_column_transformer((StandardScaler(), ["sepal length (cm)"]), (OneHotEncoder(), ["kind"]))
+    estimator = make_pipeline(prepared, LogisticRegression()).fit(frame, words)
+    set_golden(registry, model, tmp_path, {**{name: pa.array(frame[name].to_numpy()) for name in frame}, "label": pa.array(words)})
+    decision = run(registry, model, log_sklearn(model, estimator, infer_signature(frame, words)), tmp_path)
+    assert "exported" in [each.name for each in decision.findings if each.outcome is Outcome.PASSED], decision.findings
+    with opened(decision) as bundle:
+        assert [(each.name, each.dtype) for each in bundle.manifest.inputs] == [("sepal_length__cm_", "FP64"), ("kind", "BYTES")]
+        assert bundle.reference()["label"].tolist() == estimator.predict(frame).tolist()
+        assert bundle.inputs()["kind"][:, 0].tolist() == frame["kind"].tolist()
+        label = onnxruntime.InferenceSession(bundle.model_path).run(["label"], bundle.inputs())[0]
+        assert label.tolist() == bundle.reference()["label"].tolist()
+        assert "model_warmup" not in (bundle.model_directory / "config.pbtxt").read_text()
+
+
+def test_scalar_columns_make_an_unnamed_tensor(registry: Registry, model: str, tmp_path: Path) -> None:
+    """A model trained on a plain matrix takes the golden set's columns in their order, as one input named `input`."""
+    set_golden(registry, model, tmp_path, {**{f"x{i}": pa.array(FEATURES[:, i]) for i in range(4)}, "label": pa.array(LABELS)})
+    version = log_sklearn(model, classifier(), infer_signature(FEATURES, LABELS))
+    with opened(run(registry, model, version, tmp_path)) as bundle:
+        assert np.array_equal(bundle.inputs()["input"], FEATURES)
+
+
+@pytest.mark.parametrize("options", [{}, {"save_as_external_data": False}], ids=["as-logged-by-default", "one-file"])
+def test_an_onnx_model_is_taken_as_it_is(registry: Registry, model: str, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Weights that MLflow keeps in a file beside the model, as it does by default, become part of the one file."""
+    weights = DRAWN.normal(size=(4, 400)).astype(np.float32)
+    golden(registry, model, tmp_path)
+    decision = run(registry, model, log_onnx(model, small_onnx(weights=weights), **options), tmp_path)
+    with opened(decision) as bundle:
+        assert bundle.manifest.outputs == (Tensor(name="scores", dtype="FP32", shape=(400,)),)
+        assert (bundle.manifest.opset, bundle.manifest.ir_version) == (17, 8)
+        assert np.allclose(bundle.reference()["scores"], FEATURES @ weights, atol=1e-5)
+
+
+def test_the_semantic_version_follows_from_stable(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Stable's bundle and the numbers that other versions have decide; the version's own number from before does not count."""
+    golden(registry, model, tmp_path)
+    first, second = log_onnx(model, small_onnx()), log_onnx(model, small_onnx())
+    outputs = run(registry, model, first, tmp_path).outputs
+    (tmp_path / "artifacts" / "bundle.tar").rename(tmp_path / "stable.tar")
+    stable = Stable(version=1, bundle=Bundle(uri=(tmp_path / "stable.tar").as_uri(), sha256=outputs["bundle_sha256"]))
+    registry.tag(registry.version(model, second), {SEMANTIC_VERSION: "1.1.0"})
+    assert run(registry, model, second, tmp_path, stable=stable).outputs["semantic_version"] == "1.1.0"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"notes.txt": b"x"}, "no MLmodel, only notes.txt"),
+        ({"MLmodel": b"flavors: {pytorch: {}, python_function: {}}"}, "flavour is pytorch; supported: sklearn, onnx"),
+        ({"MLmodel": b"{"}, "MLmodel is no YAML"),
+        ({"MLmodel": b"- 1"}, "names no flavors"),
+        ({"MLmodel": b"flavors: {sklearn: {pickled_model: ../../x}}"}, "not among the model's files"),
+        ({"MLmodel": b"flavors: {sklearn: {pickled_model: m.pkl}}", "m.pkl": b"x"}, "signature cannot be used"),
+        ({"MLmodel": b"flavors: {onnx: {data: m.onnx}}", "m.onnx": b"not onnx"}, "is no ONNX file"),
+        ({"MLmodel": b"flavors: {onnx: {data: m.onnx}}", "m.onnx": b""}, "is no ONNX file"),
+    ],
+)
+def test_what_is_no_model_is_refused_by_name(registry: Registry, model: str, tmp_path: Path, files: dict[str, bytes], reason: str) -> None:
+    """An artifact that cannot be delivered is a failed finding that names the thing, not a crash."""
+    golden(registry, model, tmp_path)
+    assert reason in refusal(run(registry, model, register_files(registry, model, files), tmp_path))
+
+
+def test_a_version_without_artifacts_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """A version that points at nothing is told so."""
+    run_id = registry._client.create_run("0").info.run_id
+    version = register(registry, model, f"mlflow-artifacts:/0/{run_id}/artifacts/nothing", run_id)
+    assert "has no artifacts" in refusal(run(registry, model, version, tmp_path))
+
+
+def test_a_missing_golden_set_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Without a golden set nothing can be shown, so there is no bundle; the missing tag is named."""
+    assert "penstock.golden_set.uri" in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+def test_a_golden_set_that_is_gone_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """An address with nothing behind it is a failed finding that names the address."""
+    golden(registry, model, tmp_path)
+    (tmp_path / "source-golden.parquet").unlink()
+    assert "there is nothing at file:" in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+def test_a_changed_golden_set_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Rows that were exchanged behind the tag's back are not used."""
+    golden(registry, model, tmp_path)
+    registry._client.set_registered_model_tag(model, GOLDEN_SHA256, hashlib.sha256(b"other").hexdigest())
+    assert "expected" in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+FEATURE_COLUMN, LABEL_COLUMN = fixed_size(FEATURES), pa.array(LABELS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"features": FEATURE_COLUMN[:0], "label": LABEL_COLUMN[:0]}, "has no rows"),
+        ({"features": FEATURE_COLUMN}, "no column 'label'"),
+        ({"other": FEATURE_COLUMN, "label": LABEL_COLUMN}, "no column 'features'"),
+        ({"features": fixed_size(FEATURES[:, :3].copy()), "label": LABEL_COLUMN}, "rows of [4]"),
+        ({"features": pa.array(["x"] * ROWS), "label": LABEL_COLUMN}, "the model takes FP32"),
+        ({"features": FEATURE_COLUMN, "label": pa.array([None] * ROWS, pa.int64())}, "one value in every row"),
+        ({"features": pa.array([[1.0] * 4] * (ROWS - 1) + [None]), "label": LABEL_COLUMN}, "empty cells"),
+    ],
+)
+def test_a_golden_set_that_does_not_fit_is_refused(
+    registry: Registry, model: str, tmp_path: Path, columns: dict[str, Any], reason: str
+) -> None:
+    """Empty, without label, without the model's input, of other size or kind: each is named."""
+    set_golden(registry, model, tmp_path, columns)
+    assert reason in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+def test_a_golden_set_that_is_no_table_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Bytes that are no parquet file are named as such."""
+    name_golden(registry, model, tmp_path, b"no table")
+    assert "is no parquet file" in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+def test_a_fixed_batch_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """A model for one row at a time cannot be batched by a server; the advice says how to export it."""
+    golden(registry, model, tmp_path)
+    assert "dynamic first dimension" in refusal(run(registry, model, log_onnx(model, small_onnx(batch=1)), tmp_path))
+
+
+def test_an_onnx_model_that_reaches_outside_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Weights in a file outside the model's folder are not read, whatever is there."""
+    golden(registry, model, tmp_path)
+    graph = small_onnx()
+    tensor = graph.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../../../../../../etc/ld.so.cache")
+    tensor.external_data.add(key="length", value="48")
+    files = {"MLmodel": b"flavors: {onnx: {data: m.onnx}}", "m.onnx": graph.SerializeToString()}
+    assert "cannot be loaded" in refusal(run(registry, model, register_files(registry, model, files), tmp_path))
+
+
+def test_an_estimator_of_another_kind_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
+    """What neither classifies nor predicts has no answers to compare."""
+    golden(registry, model, tmp_path)
+    assert "neither a classifier nor a regressor" in refusal(
+        run(registry, model, log_sklearn(model, StandardScaler().fit(FEATURES)), tmp_path)
+    )
+
+
+class Hostile:
+    """Unpickles into the run of its code."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return exec, (self.code,)
+
+
+def hostile_version(registry: Registry, model: str, code: str) -> int:
+    signature = json.dumps(SIGNATURE.to_dict()["inputs"])
+    mlmodel = f"flavors:\n  sklearn:\n    pickled_model: m.pkl\n    serialization_format: pickle\nsignature:\n  inputs: {signature}\n"
+    return register_files(registry, model, {"MLmodel": mlmodel.encode(), "m.pkl": pickle.dumps(Hostile(code))})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("import socket; socket.create_connection(('127.0.0.1', 9), 1)", LIMITS, "cannot be loaded: "),
+        ("import os; os._exit(0)", LIMITS, "left no result: model.onnx"),
+        ("import os; os.abort()", LIMITS, "was ended by signal SIGABRT"),
+        ("while True: pass", Limits(wall_s=2.0), "was stopped at its time limit"),
+        ("import os; os.symlink('/etc/passwd', os.environ['HOME'] + '/model.onnx'); os._exit(0)", LIMITS, "plain file"),
+        ("open(__import__('os').environ['HOME'] + '/model.onnx', 'w').write('x'); __import__('os')._exit(0)", LIMITS, "is no ONNX file"),
+    ],
+)
+def test_a_hostile_model_is_refused(registry: Registry, model: str, tmp_path: Path, case: tuple[str, Limits, str]) -> None:
+    """Whatever a model's own code tries, the delivery ends in a finding that says what happened."""
+    code, limits, reason = case
+    golden(registry, model, tmp_path)
+    said = refusal(run(registry, model, hostile_version(registry, model, code), tmp_path, limits))
+    assert reason in said
+    assert (tmp_path / "evidence" / "sandbox.log").exists()
+
+
+def test_answers_that_are_a_pickle_are_never_loaded(registry: Registry, model: str, tmp_path: Path) -> None:
+    """A model that leaves a pickle in the place of its answers runs nothing outside of the sandbox."""
+    golden(registry, model, tmp_path)
+    proof = tmp_path / "proof"
+    stolen = pickle.dumps(Hostile(f"open({str(proof)!r}, 'w').write('x')"))
+    code = f"""
+import os
+home = os.environ['HOME']
+open(home + '/model.onnx', 'wb').write({small_onnx().SerializeToString()!r})
+open(home + '/0.npy', 'wb').write({stolen!r})
+os._exit(0)
+"""
+    assert "cannot be read" in refusal(run(registry, model, hostile_version(registry, model, code), tmp_path))
+    assert not proof.exists()
+
+
+def test_export_without_a_claim_is_a_bad_spec(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Where the bundle goes is claim's to say."""
+    with pytest.raises(BadSpec, match="artifacts_uri"):
+        export(spec("export", model, 1, tmp_path), tmp_path, registry, LIMITS)

@@ -1,0 +1,158 @@
+"""What is rendered for Envoy, and that Envoy itself takes it."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+from gateway_fixtures import envoy_binary
+
+from delivery import gateway
+from delivery.gateway import Admin, Timeouts
+from delivery.traffic import Backend, ModelTraffic
+
+
+def backend(version: int) -> Backend:
+    return Backend(version=version, http=f"127.0.0.1:{8000 + version}", grpc=f"127.0.0.1:{9000 + version}")
+
+
+ROLLOUT = ModelTraffic(model="digits", stable=backend(1), candidate=backend(2))
+ALONE = ModelTraffic(model="digits", stable=backend(1))
+
+
+def routes(known: ModelTraffic) -> dict[str, dict]:
+    return {each["name"]: each for each in gateway.render_routes(known, Timeouts())}
+
+
+def clusters(known: ModelTraffic) -> dict[str, dict]:
+    return {each["name"]: each for each in gateway.render_clusters(known)}
+
+
+def test_clusters_are_named_after_versions():
+    """Two clusters per version, whatever its role: history stays with the version when roles swap."""
+    assert set(clusters(ROLLOUT)) == {f"digits--v{version}--{each}" for version in (1, 2) for each in ("http", "grpc")}
+
+
+def test_stable_stands_first_and_has_everything():
+    """Without a lease the candidate has no traffic: the routes' own weights are 1000 and 0, in this order."""
+    weights = routes(ROLLOUT)["digits-http"]["route"]["weighted_clusters"]
+    assert [(each["name"], each["weight"]) for each in weights["clusters"]] == [("digits--v1--http", 1000), ("digits--v2--http", 0)]
+    assert weights["runtime_key_prefix"] == "split.digits"
+
+
+def test_after_promotion_the_old_stable_stays_in_the_route():
+    """Leased weights name the old stable until the lease is dropped; they must find it in the new route."""
+    weights = routes(ROLLOUT.promoted(2))["digits-grpc"]["route"]["weighted_clusters"]["clusters"]
+    assert [(each["name"], each["weight"]) for each in weights] == [("digits--v2--grpc", 1000), ("digits--v1--grpc", 0)]
+
+
+def test_promotion_leaves_the_new_stables_cluster_as_it_was():
+    """The candidate's fallback and the new stable's are the same server, so nothing is reconnected under full traffic."""
+    assert clusters(ROLLOUT)["digits--v2--http"] == clusters(ROLLOUT.promoted(2))["digits--v2--http"]
+
+
+def test_candidate_falls_back_to_stable():
+    """Priority 1 of the candidate's cluster is the stable server, of the same protocol."""
+    hosts = gateway.expected_hosts(gateway.render_clusters(ROLLOUT))
+    assert hosts["digits--v2--grpc"] == {("127.0.0.1:9002", 0), ("127.0.0.1:9001", 1)}
+    assert hosts["digits--v1--http"] == {("127.0.0.1:8001", 0)}
+
+
+def test_a_server_without_fallback_is_never_ejected():
+    """Ejecting the only server would turn some errors into only errors."""
+    assert ["outlier_detection" in clusters(ROLLOUT)[f"digits--v{version}--http"] for version in (1, 2)] == [False, True]
+
+
+def test_a_slow_model_that_stands_alone_is_not_cut():
+    """The time-out of one try holds only where another server can take over."""
+    policies = [routes(known)["digits-http"]["route"]["retry_policy"] for known in (ALONE, ROLLOUT)]
+    assert [each.get("per_try_timeout") for each in policies] == [None, "1s"]
+
+
+def test_mirror_is_there_only_with_a_share():
+    """A share of 250 per mille is 250,000 per million; none is no mirror."""
+    mirrored = replace(ROLLOUT, shadow_permille=250)
+    policies = [routes(known)["digits-http"]["route"]["request_mirror_policies"] for known in (ROLLOUT, mirrored)]
+    share = {"default_value": {"numerator": 250000, "denominator": "MILLION"}}
+    assert policies == [[], [{"cluster": "digits--v2--http", "runtime_fraction": share}]]
+
+
+def test_nothing_stable_is_said():
+    """A model without a stable version answers 404 with the reason, and has no route to its candidate."""
+    rendered = routes(ModelTraffic(model="digits", candidate=backend(1)))
+    assert {each["direct_response"]["status"] for each in rendered.values()} == {404}
+    assert rendered["digits-http"]["response_headers_to_add"][0]["header"] == {"key": "x-penstock", "value": "no-stable-version"}
+
+
+def test_a_model_without_versions_has_no_route():
+    """An empty model is an unknown one."""
+    assert gateway.render_routes(ModelTraffic(model="digits"), Timeouts()) == []
+
+
+def test_revision_follows_the_content():
+    """The same clusters are the same revision; others are another."""
+    first, again, other = (gateway.cds(gateway.render_clusters(known))["version_info"] for known in (ROLLOUT, ROLLOUT, ALONE))
+    assert (first == again, first == other) == (True, False)
+
+
+def test_writing_leaves_one_file_in_the_watched_directory(tmp_path):
+    """Envoy watches the directory: drafts must not appear in it."""
+    gateway.write_resources(tmp_path, "cds", gateway.cds([]))
+    assert [each.name for each in (tmp_path / "cds").iterdir()] == ["cds.json"]
+
+
+def test_bootstrap_keeps_what_the_director_wrote(tmp_path):
+    """A new start of Envoy does not empty routes that are there."""
+    written = gateway.cds(gateway.render_clusters(ROLLOUT))
+    gateway.write_resources(tmp_path, "cds", written)
+    gateway.write_bootstrap(tmp_path / "envoy.json", files=tmp_path, port=1, admin_port=2, director_grpc_port=3)
+    assert json.loads((tmp_path / "cds" / "cds.json").read_text()) == written
+
+
+@pytest.mark.parametrize("known", [ROLLOUT, ALONE, ROLLOUT.promoted(2), ModelTraffic(model="digits", candidate=backend(1))])
+def test_envoy_takes_what_is_rendered(tmp_path, known):
+    """Envoy's own check passes with clusters and routes put where it reads them: files behind CDS and RDS are not checked by it."""
+    known = replace(known, shadow_permille=100 if known.candidate and known.stable else 0)
+    gateway.write_bootstrap(
+        tmp_path / "envoy.json", files=tmp_path, port=1, admin_port=2, director_grpc_port=3, access_log=tmp_path / "access.json"
+    )
+    config = json.loads((tmp_path / "envoy.json").read_text())
+    config["static_resources"]["clusters"] += gateway.render_clusters(known)
+    manager = config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    del manager["rds"]
+    manager["route_config"] = gateway.rds(gateway.render_routes(known, Timeouts()))["resources"][0]
+    del manager["route_config"]["@type"]
+    (tmp_path / "whole.json").write_text(json.dumps(config))
+    command = [envoy_binary(), "--mode", "validate", "-c", str(tmp_path / "whole.json"), "--disable-hot-restart"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout.strip()) == (0, f"configuration '{tmp_path}/whole.json' OK"), checked.stderr
+
+
+def host(**counts: int) -> dict:
+    stats = [{"name": name, "value": str(value)} for name, value in counts.items()]
+    address = {"socket_address": {"address": "127.0.0.1", "port_value": 8001}}
+    return {"address": address, "stats": stats, "health_status": {"eds_health_status": "HEALTHY"}}
+
+
+async def endpoint(shown: dict):
+    page = {"cluster_statuses": [{"name": "digits--v1--http", "host_statuses": [shown]}]}
+
+    async def fetch(_path: str) -> bytes:
+        return json.dumps(page).encode()
+
+    return (await Admin(fetch).endpoints())[0]
+
+
+async def test_an_attempt_that_did_not_succeed_failed():
+    """Errors, time-outs and refused connections all count; attempts under way do not."""
+    seen = await endpoint(host(rq_total=10, rq_success=6, rq_error=2, rq_timeout=1, rq_active=1, cx_connect_fail=4))
+    assert (seen.requests, seen.failures, seen.active) == (14, 7, 1)
+
+
+@pytest.mark.parametrize("trouble", ["failed_active_health_check", "failed_outlier_check", "pending_active_hc"])
+async def test_any_trouble_is_not_healthy(trouble):
+    """A server is healthy when Envoy reports no trouble at all, not even a first check that is still to come."""
+    shown = host(rq_total=0, rq_success=0, rq_active=0, cx_connect_fail=0)
+    healthy = await endpoint(shown)
+    shown["health_status"][trouble] = True
+    assert (healthy.healthy, (await endpoint(shown)).healthy) == (True, False)

@@ -1,0 +1,266 @@
+"""The gate `golden_set`, on small ONNX models that differ from their source model in one way each."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_bundles import CLASSES, MODEL, answers, classifier, golden_rows, make_bundle, weights
+from onnx import TensorProto, helper
+
+from validation import golden_set
+from validation.contract import BadSpec, Outcome, Spec, Stable, worst
+from validation.golden_set import predicted, rows_flipped, rows_outside
+
+ACCURACY = {"name": "accuracy", "at_least": 0.85, "within_training": 0.005, "not_worse_than_stable": 0.02}
+LIMITS = {"min_rows": 500, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 1, "metrics": [ACCURACY]}
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """Runs the gate on a made bundle and returns its findings by name."""
+
+    def run(stable=None, limits=None, **parts):
+        spec = Spec(
+            task="golden_set",
+            model=MODEL,
+            version=2,
+            delivery="d",
+            evidence_uri="file:///e",
+            bundle=make_bundle(tmp_path / "candidate", **parts),
+            stable=stable and Stable(version=1, bundle=stable),
+            limits=limits or LIMITS,
+        )
+        return {each.name: each for each in golden_set.run(spec, tmp_path).findings}
+
+    return run
+
+
+def bad_names(findings):
+    return {name for name, each in findings.items() if each.outcome is not Outcome.PASSED}
+
+
+def test_a_faithful_export_passes_every_finding(gate, tmp_path):
+    """A model that answers as its source, right often enough and no worse than stable, passes with its numbers in the evidence."""
+    findings = gate(stable=make_bundle(tmp_path / "stable"))
+    assert worst(each.outcome for each in findings.values()) is Outcome.PASSED
+    assert list(findings) == [
+        *("golden_rows", "output_names", "output_dtypes", "output_shapes", "finite", "parity_rows", "label_flips", "batch_of_one"),
+        *("accuracy_at_least", "accuracy_within_training", "accuracy_not_worse_than_stable"),
+    ]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["accuracy"] == {"candidate": 0.95, "source_model": 0.95, "stable": 0.95}
+    assert json.loads((tmp_path / "mismatches.json").read_text()) == []
+
+
+def test_without_stable_the_comparison_is_skipped_in_sight(gate):
+    """A first version has nothing to be worse than; the finding says that it was skipped."""
+    finding = gate()["accuracy_not_worse_than_stable"]
+    assert (finding.outcome, finding.why[:8]) == (Outcome.PASSED, "skipped:")
+
+
+def test_too_few_rows_are_inconclusive(gate):
+    """Fewer rows than the policy asks for show too little, and the advice says how many are missing."""
+    finding = gate(rows=golden_rows(499))["golden_rows"]
+    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "add 1 rows to the golden set")
+
+
+def test_no_rows_are_inconclusive(gate):
+    """An empty golden set passes nothing."""
+    findings = gate(rows=golden_rows(0))
+    assert {name: each.outcome for name, each in findings.items()} == {"golden_rows": Outcome.INCONCLUSIVE}
+
+
+@pytest.mark.parametrize("model", [b"pickle, not ONNX", b"\x08\x08"])
+def test_an_artifact_that_is_not_a_model_fails(gate, model):
+    """What ONNX Runtime cannot load is the model's fault and a finding, not a crash."""
+    findings = gate(model=model)
+    assert findings["loads"].outcome is Outcome.FAILED
+
+
+def test_a_model_that_raises_on_golden_rows_fails(gate):
+    """An error of the runtime on a row is a failed finding with the runtime's reason."""
+    broken = helper.make_node("Reshape", ["scores", "label"], ["wrong"])
+    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, None)]))
+    assert findings["answers"].outcome is Outcome.FAILED
+    assert "Reshape" in findings["answers"].why
+
+
+def test_other_inputs_than_the_golden_sets_fail(gate):
+    """A model that takes an input that the golden set lacks is not run on guesses."""
+    other = classifier(weights()).replace(b"\x01X", b"\x01Z")
+    assert "['Z']" in gate(model=other)["answers"].why
+
+
+def test_outputs_are_compared_by_name_both_ways(gate):
+    """An output without reference and a reference without output both fail."""
+    extra = helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["N", CLASSES])
+    assert "'scores'" in gate(model=classifier(weights(), outputs=[extra]))["output_names"].why
+
+
+def test_a_missing_output_fails(gate, tmp_path):
+    """A reference output that the model does not have fails by name."""
+    rows = golden_rows()
+    more = answers(rows.inputs, weights()) | {"margin": np.zeros(600, np.float32)}
+    finding = gate(rows=rows, reference=more)["output_names"]
+    assert (finding.outcome, "missing outputs ['margin']" in finding.why) == (Outcome.FAILED, True)
+
+
+def test_another_dtype_or_shape_fails(gate, tmp_path):
+    """Clients read outputs by type and shape, so these are compared exactly, with the source model's and the signature's."""
+    right = answers(golden_rows().inputs, weights())
+    assert bad_names(gate(reference=right | {"label": right["label"].astype(np.int32)})) == {"output_dtypes"}
+
+
+def test_another_shape_fails(gate):
+    """A flat output where the source model gives columns is another answer to its clients."""
+    right = answers(golden_rows().inputs, weights())
+    finding = gate(reference=right | {"label": right["label"].reshape(-1, 1)})["output_shapes"]
+    assert (finding.outcome, "[600, 1]" in finding.why) == (Outcome.FAILED, True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_never_pass(gate, value):
+    """One weight that is not finite fails, even when the source model answers the same."""
+    matrix = weights()
+    matrix[0, 0] = value
+    with np.errstate(all="ignore"):
+        findings = gate(model=classifier(matrix), reference=answers(golden_rows().inputs, matrix))
+    assert findings["finite"].outcome is Outcome.FAILED
+    assert worst(each.outcome for each in findings.values()) is Outcome.FAILED
+
+
+def test_a_source_model_with_nan_fails(gate):
+    """NaN in the reference is no answer to be compared with."""
+    spoilt = answers(golden_rows().inputs, weights())
+    spoilt["probabilities"][7, 0] = np.nan
+    findings = gate(reference=spoilt)
+    assert "the source model answers NaN or infinity in 'probabilities' on 1 rows, first row 7" in findings["finite"].why
+
+
+def test_rows_outside_the_tolerances_fail_with_evidence(gate, tmp_path):
+    """More rows outside than the policy allows fail, and the first of them stand in the evidence."""
+    moved = answers(golden_rows().inputs, weights())
+    moved["probabilities"][40:43] += 0.01
+    findings = gate(reference=moved)
+    assert bad_names(findings) == {"parity_rows"}
+    assert findings["parity_rows"].observed == pytest.approx(5)
+    assert [each["row"] for each in json.loads((tmp_path / "mismatches.json").read_text())] == [40, 41, 42]
+
+
+def test_flipped_labels_fail(gate):
+    """Answers that change with the export fail, also when all numbers are near."""
+    flipped = answers(golden_rows().inputs, weights())
+    flipped["label"][:2] = (flipped["label"][:2] + 1) % CLASSES
+    assert {"parity_rows", "label_flips"} <= bad_names(gate(reference=flipped))
+
+
+def test_an_answer_that_depends_on_its_batch_fails(gate):
+    """A row alone must get what it gets among others: Triton batches as it pleases."""
+    nodes = [
+        helper.make_node("ReduceMean", ["probabilities"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["probabilities", "mean"], ["centred"]),
+    ]
+    outputs = [helper.make_tensor_value_info("centred", TensorProto.FLOAT, ["N", CLASSES])]
+    right = answers(golden_rows().inputs, weights())
+    parts = [right["probabilities"][i : i + 64] for i in range(0, 600, 64)]
+    reference = right | {"centred": np.concatenate([part - part.mean(axis=0) for part in parts])}
+    outputs_row = {"name": "centred", "dtype": "FP32", "shape": [CLASSES]}
+    manifest = {"signature": json.loads(json.dumps(golden_signature()))}
+    manifest["signature"]["outputs"].append(outputs_row)
+    findings = gate(model=classifier(weights(), nodes=nodes, outputs=outputs), reference=reference, manifest=manifest)
+    assert findings["batch_of_one"].outcome is Outcome.FAILED
+
+
+def golden_signature():
+    from made_bundles import MANIFEST
+
+    return MANIFEST["signature"]
+
+
+def test_a_model_trained_on_broken_labels_fails(gate):
+    """A faithful export of a bad model is a bad model: its metric is surely below the policy's limit."""
+    bad = weights()[:, ::-1].copy()
+    findings = gate(model=classifier(bad), reference=answers(golden_rows().inputs, bad))
+    assert bad_names(findings) == {"accuracy_at_least"}
+    assert findings["accuracy_at_least"].outcome is Outcome.FAILED
+
+
+def test_an_export_that_lost_accuracy_fails(gate):
+    """The metric is compared with the source model's on the same rows."""
+    rows = golden_rows()
+    worse = weights() + np.random.default_rng(5).normal(scale=0.4, size=weights().shape).astype(np.float32)
+    assert gate(model=classifier(worse), rows=rows)["accuracy_within_training"].outcome is Outcome.FAILED
+
+
+def test_a_version_worse_than_stable_fails(gate, tmp_path):
+    """Stable's own file is run on the candidate's golden rows and compared row by row."""
+    worse = weights() + np.random.default_rng(5).normal(scale=0.3, size=weights().shape).astype(np.float32)
+    findings = gate(
+        model=classifier(worse),
+        reference=answers(golden_rows().inputs, worse),
+        stable=make_bundle(tmp_path / "stable", rows=golden_rows(30)),
+        limits={**LIMITS, "metrics": [{**ACCURACY, "at_least": 0.5}]},
+    )
+    assert bad_names(findings) == {"accuracy_not_worse_than_stable"}
+
+
+def test_a_stable_that_cannot_answer_is_inconclusive(gate, tmp_path):
+    """When stable does not run on these rows it is not known whether the candidate is worse."""
+    other = classifier(weights()).replace(b"\x01X", b"\x01Z")
+    finding = gate(stable=make_bundle(tmp_path / "stable", model=other))["accuracy_not_worse_than_stable"]
+    assert finding.outcome is Outcome.INCONCLUSIVE
+    assert "stable (v1) does not answer the golden rows" in finding.why
+
+
+def test_a_margin_finer_than_the_rows_is_inconclusive(gate):
+    """Equal answers on 530 rows do not show half a point; the advice says how many rows would."""
+    finding = gate(rows=golden_rows(530))["accuracy_within_training"]
+    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 9 more golden rows like these would settle it")
+
+
+@pytest.mark.parametrize("change", [{"metrics": []}, {"min_rows": 0}, {"atol": float("nan")}, {"unknown": 1}])
+def test_bad_limits_are_a_bad_spec(gate, change):
+    """Limits that are no policy section end in a bad spec, not in a verdict."""
+    with pytest.raises(BadSpec, match="limits: "):
+        gate(limits={**LIMITS, **change})
+
+
+def test_the_label_is_the_one_output_with_a_word_a_row():
+    """Whole numbers or text name the label; else the greatest of the only vector; else nothing does."""
+    words, shares = np.array(["b", "a"]), np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
+    assert predicted({"label": words, "p": shares}).tolist() == ["b", "a"]
+    assert predicted({"p": shares}).tolist() == [1, 0]
+    assert predicted({"a": words, "b": words}) is None
+    assert predicted({"score": shares[:, :1]}) is None
+
+
+def test_text_outputs_are_compared_as_text():
+    """Labels that are words flip when they differ, whatever numpy calls their type."""
+    here, there = {"label": np.array(["a", "b"], dtype=object)}, {"label": np.array(["a", "c"])}
+    assert rows_flipped(here, there).tolist() == [False, True]
+    assert rows_outside(here, there, 0, 0).tolist() == [False, True]
+
+
+def test_a_gate_runs_as_a_program(tmp_path):
+    """`python -m validation` on a real bundle writes a verdict that answers its spec, and its evidence."""
+    import os
+    import subprocess
+    import sys
+
+    from validation.contract import Verdict
+
+    spec = Spec(
+        task="golden_set",
+        model=MODEL,
+        version=2,
+        delivery="d",
+        evidence_uri=(tmp_path / "published").as_uri(),
+        bundle=make_bundle(tmp_path / "candidate"),
+        limits=LIMITS,
+    )
+    environment = {**os.environ, "TASK_SPEC": spec.to_json(), "TASK_OUT": str(tmp_path / "out")}
+    subprocess.run([sys.executable, "-m", "validation"], env=environment, check=True, cwd=Path(__file__).parent)
+    verdict = Verdict.from_bytes((tmp_path / "out/verdict.json").read_bytes(), spec)
+    assert verdict.outcome is Outcome.PASSED
+    assert (tmp_path / "published/metrics.json").exists()

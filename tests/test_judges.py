@@ -1,0 +1,404 @@
+"""The judges are judged: budgets hold under peeking and correlated requests, gross harm is found within a few requests."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from scipy.stats import beta, binom
+
+from validation import judges
+from validation.contract import Outcome
+from validation.judges import (
+    Block,
+    accuracy_at_least,
+    errors_below,
+    log_blocks,
+    not_slower,
+    paired_not_worse,
+    quantile_within,
+    queries_needed,
+)
+
+COUNTS = st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
+
+
+def errors(failures, n, *, limit=0.001, exclude=0.05, false_alarm=0.01, miss=0.05):
+    return errors_below(name="errors", failures=failures, n=n, limit=limit, exclude=exclude, false_alarm=false_alarm, miss=miss)
+
+
+def slower(candidate, stable, *, worse=0.2, exclude=0.25, false_alarm=0.01, miss=0.05):
+    return not_slower(name="latency", candidate=candidate, stable=stable, worse=worse, exclude=exclude, false_alarm=false_alarm, miss=miss)
+
+
+def steady(seconds, n, *, ms=10.0):
+    return [Block(n=n, mean=math.log(ms) + 0.001 * (i % 3)) for i in range(seconds)]
+
+
+# Errors
+
+
+def first_failed(failed_at, *, limit, false_alarm):
+    """The request number at which a candidate with failures at these request numbers is taken back, or None.
+
+    Evidence rises at failures only, so looking there is looking after every request.
+    """
+    for count, n in enumerate(failed_at, start=1):
+        if count >= judges.MIN_FAILURES and judges._evidence_above(count, int(n), limit) >= math.log(1 / false_alarm):
+            return int(n)
+    return None
+
+
+def failure_times(rng, rate, n):
+    times = np.cumsum(rng.geometric(rate, size=int(n * rate * 3) + 50))
+    return times[times <= n]
+
+
+def test_gross_errors_are_found_within_a_few_requests():
+    """At a true rate of 20 % and a limit of 0.1 %: half of the runs end by request 8 or so, nine in ten by request 19."""
+    rng = np.random.default_rng(11)
+    stops = [first_failed(failure_times(rng, 0.2, 1000), limit=0.001, false_alarm=0.01) for _ in range(3000)]
+    assert np.median(stops) <= 9
+    assert np.quantile(stops, 0.9) <= 19
+
+
+@pytest.mark.parametrize("rate", [0.0005, 0.001])
+def test_good_candidates_are_not_taken_back(rate):
+    """Looked at after every request for 30 minutes at 600 a minute, at or below the limit, at most the budget of 1 % is ever failed."""
+    rng = np.random.default_rng(12)
+    taken = [first_failed(failure_times(rng, rate, 18_000), limit=0.001, false_alarm=0.01) for _ in range(1500)]
+    assert sum(each is not None for each in taken) / 1500 <= 0.01
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.05, 0.01])
+def test_bad_candidates_are_not_promoted(rate):
+    """At a true rate equal to the margin, looked at after every request, at most the budget of 5 % is ever passed."""
+    rng = np.random.default_rng(13)
+    assert sum(ever_passed(failure_times(rng, rate, int(60 / rate)), rate) for _ in range(1000)) / 1000 <= 0.05
+
+
+def ever_passed(failed_at, exclude):
+    """Evidence falls at failures only, so the best moment is just before one."""
+    return any(judges._evidence_below(count, int(n) - 1, exclude) >= math.log(20) for count, n in enumerate(failed_at))
+
+
+@pytest.mark.parametrize(("exclude", "n"), [(0.5, 5), (0.05, 65), (0.01, 328), (0.005, 657)])
+def test_clean_requests_pass_a_step_in_the_count_that_its_margin_needs(exclude, n):
+    """Small shares exclude gross harm after a handful of requests; finer margins need their number."""
+    assert errors(0, n - 1, exclude=exclude).outcome is Outcome.INCONCLUSIVE
+    assert errors(0, n, exclude=exclude).outcome is Outcome.PASSED
+    assert errors(0, n - 1, exclude=exclude).advice == f"1 more requests without a failure would exclude {exclude:.3%}"
+
+
+def test_no_requests_are_inconclusive():
+    """Nothing seen is nothing shown, and says how much is needed."""
+    finding = errors(0, 0)
+    assert (finding.outcome, finding.observed, finding.interval) == (Outcome.INCONCLUSIVE, None, (0.0, 1.0))
+    assert finding.advice.startswith("65 more requests")
+
+
+def test_one_failure_is_never_sure():
+    """A single failed request takes no candidate back, whatever the odds."""
+    assert errors(1, 1, false_alarm=0.4).outcome is Outcome.INCONCLUSIVE
+    assert errors(2, 2).outcome is Outcome.FAILED
+
+
+def test_a_candidate_that_fails_always_is_failed_and_never_passed():
+    """All requests failing ends in failed, also where the margin is 100 %."""
+    assert errors(10, 10, exclude=1.0).outcome is Outcome.FAILED
+
+
+@given(COUNTS)
+def test_errors_below_agrees_with_its_interval(counts):
+    """Failed means that the limit lies below the interval, passed that the margin lies above it; the observed rate is always inside."""
+    failures, n = counts
+    finding = errors(failures, n)
+    lower, upper = finding.interval
+    assert (finding.outcome is Outcome.FAILED) == (lower > 0.001)
+    assert finding.outcome is not Outcome.PASSED or upper <= 0.05
+    assert n == 0 or lower <= failures / n <= upper
+
+
+@given(COUNTS)
+def test_another_failure_never_helps(counts):
+    """With the same number of requests, more failures never give a milder outcome."""
+    failures, n = counts
+    assume(failures < n)
+    assert errors(failures, n).outcome <= errors(failures + 1, n).outcome
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": 0}, {"limit": 0.05}, {"limit": math.nan}, {"false_alarm": 0}, {"miss": 1}, {"exclude": math.nan}]
+)
+def test_margins_without_meaning_are_refused(change):
+    """A limit at or above its margin, or a budget outside 0 to 1, is an error, not a verdict."""
+    with pytest.raises(ValueError, match="must lie between"):
+        errors(0, 10, **change)
+
+
+@pytest.mark.parametrize(("failures", "n"), [(-1, 5), (6, 5)])
+def test_counts_without_meaning_are_refused(failures, n):
+    """More failures than requests is a mistake of the caller's."""
+    with pytest.raises(ValueError, match="is no count"):
+        errors(failures, n)
+
+
+# Latency
+
+
+def correlated(rng, n, lag1, spread):
+    """Log latencies of `n` requests in a row, each resembling the one before."""
+    shocks = rng.normal(0, spread * math.sqrt(1 - lag1**2), size=n)
+    values = [rng.normal(0, spread)] if n else []
+    for shock in shocks[1:]:
+        values.append(lag1 * values[-1] + shock)
+    return np.array(values)
+
+
+def traffic(rng, *, seconds, rate, lag1=0.0, spread=0.5, ratio=1.0, burst=0.0):
+    """Blocks by second of Poisson traffic; a tenth of the seconds are slower by `burst` as a whole."""
+    times = np.sort(rng.uniform(0, seconds, size=rng.poisson(rate * seconds)))
+    hit = burst * ((rng.random(seconds) < 0.1) - 0.1)
+    logs = correlated(rng, len(times), lag1, spread) + math.log(ratio) + hit[times.astype(int)]
+    return {second: log_blocks_of(logs[times.astype(int) == second]) for second in np.unique(times.astype(int))}
+
+
+def log_blocks_of(logs):
+    return Block(n=len(logs), mean=float(logs.mean()))
+
+
+def ever(rng, candidate, stable, outcome, *, seconds=40, **margins):
+    """Whether a watch that looks every second ever says `outcome`."""
+    here, there = (traffic(rng, seconds=seconds, **each) for each in (candidate, stable))
+    return any(
+        slower(*([block for second, block in side.items() if second < now] for side in (here, there)), **margins).outcome is outcome
+        for now in range(judges.MIN_BLOCKS, seconds + 1)
+    )
+
+
+TRAFFIC = {
+    "independent, 1 %": ({"rate": 1}, {"rate": 99}),
+    "lag 0.3, 1 %": ({"rate": 1, "lag1": 0.3}, {"rate": 99, "lag1": 0.3}),
+    "lag 0.6, 1 %": ({"rate": 1, "lag1": 0.6}, {"rate": 99, "lag1": 0.6}),
+    "lag 0.6, 10 %": ({"rate": 10, "lag1": 0.6}, {"rate": 90, "lag1": 0.6}),
+    "bursts, 50 %": ({"rate": 20, "burst": 2.0}, {"rate": 20, "burst": 2.0}),
+}
+
+
+@pytest.mark.parametrize("kind", TRAFFIC)
+def test_slowness_at_the_margin_keeps_both_budgets(kind):
+    """A candidate exactly at both margins, watched every second, is failed within 1 % and passed within 5 % of the runs."""
+    rng = np.random.default_rng(21)
+    candidate, stable = TRAFFIC[kind]
+    runs = [ever_both(rng, {**candidate, "ratio": 1.2}, stable) for _ in range(300)]
+    assert sum(failed for failed, _ in runs) / 300 <= 0.01
+    assert sum(passed for _, passed in runs) / 300 <= 0.05
+
+
+def ever_both(rng, candidate, stable, seconds=30):
+    here, there = (traffic(rng, seconds=seconds, **each) for each in (candidate, stable))
+    seen = set()
+    for now in range(judges.MIN_BLOCKS, seconds + 1, 2):
+        sides = ([block for second, block in side.items() if second < now] for side in (here, there))
+        seen.add(bounds_say(*sides))
+    return Outcome.FAILED in seen, Outcome.PASSED in seen
+
+
+def bounds_say(candidate, stable):
+    """`not_slower` without its sentences, which cost more than its sums."""
+    if min(len(candidate), len(stable)) < judges.MIN_BLOCKS:
+        return Outcome.INCONCLUSIVE
+    margins = judges._Margins(worse=0.2, exclude=0.2, false_alarm=0.01, miss=0.05)
+    lower, upper = judges._ratio_bounds(candidate, stable, margins)
+    return Outcome.FAILED if lower > 1.2 else Outcome.PASSED if upper < 1.2 else Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stable", "exclude"),
+    [(steady(6, 1), steady(6, 99), 5.0), (steady(6, 10), steady(6, 90), 1.0), (steady(8, 100), steady(8, 100), 0.25)],
+)
+def test_steady_latencies_pass_each_step_within_seconds(candidate, stable, exclude):
+    """Nearly constant latencies exclude six times as slow with six single requests, twice with ten a second, a quarter with a hundred."""
+    assert slower(candidate, stable, exclude=exclude).outcome is Outcome.PASSED
+    assert slower(candidate[:4], stable[:4], exclude=exclude).outcome is Outcome.INCONCLUSIVE
+
+
+def test_ordinary_latencies_pass_within_the_dwell():
+    """With log latencies spread by 0.3, an equal candidate passes the last step's quarter within 20 s in nearly all runs."""
+    rng = np.random.default_rng(22)
+    sides = {"rate": 99, "spread": 0.3, "lag1": 0.3}
+    assert sum(ever(rng, sides, sides, Outcome.PASSED, seconds=20) for _ in range(20)) >= 19
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(1, 40), (10, 15), (50, 12)])
+def test_three_times_as_slow_is_found(rate, seconds):
+    """A candidate three times as slow is failed within seconds at a fair share, within half a minute or so at 1 %."""
+    rng = np.random.default_rng(23)
+    candidate, stable = {"rate": rate, "ratio": 3.0, "spread": 0.3}, {"rate": 100 - rate, "spread": 0.3}
+    assert sum(ever(rng, candidate, stable, Outcome.FAILED, seconds=seconds) for _ in range(20)) >= 19
+
+
+@given(st.integers(0, 4), st.integers(0, 30), st.floats(0.1, 10_000))
+def test_few_seconds_are_never_sure(few, many, ms):
+    """Below five seconds with traffic on either side nothing is said, however slow or fast the candidate."""
+    for candidate, stable in ((few, many), (many, few)):
+        finding = slower(steady(candidate, 50, ms=ms), steady(stable, 50), exclude=100.0)
+        assert finding.outcome is Outcome.INCONCLUSIVE
+
+
+def test_one_busy_second_is_not_much_evidence():
+    """Thousands of requests in one second share its troubles: they count as one block."""
+    candidate = [Block(n=5000, mean=math.log(30)), *steady(4, 1)]
+    assert slower(candidate, steady(5, 100)).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("latency_ms", [math.nan, math.inf, -1.0, 0.0])
+def test_a_latency_that_cannot_be_read_never_passes(latency_ms):
+    """One unreadable latency among many good ones is inconclusive, on either side."""
+    good = [(float(second), 10.0) for second in range(20) for _ in range(100)]
+    bad = log_blocks([*good, (7.5, latency_ms)], 1.0)
+    for candidate, stable in ((bad, log_blocks(good, 1.0)), (log_blocks(good, 1.0), bad)):
+        finding = slower(candidate, stable)
+        assert (finding.outcome, finding.observed) == (Outcome.INCONCLUSIVE, None)
+
+
+def test_blocks_are_seconds_in_order_with_clamped_latencies():
+    """Requests are grouped by whole second, in order of time, and nothing is faster than the floor."""
+    blocks = log_blocks([(2.9, 100.0), (1.1, 0.5), (2.0, 1.0)], 10.0)
+    assert [each.n for each in blocks] == [1, 2]
+    assert blocks[0].mean == pytest.approx(math.log(10))
+    assert blocks[1].mean == pytest.approx((math.log(100) + math.log(10)) / 2)
+
+
+def test_a_time_that_cannot_be_read_never_passes():
+    """A row without a readable time spoils the evidence instead of leaving it."""
+    assert math.isnan(log_blocks([(math.nan, 5.0), (3.0, 5.0)], 1.0)[0].mean)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.floats(-3, 9)), min_size=5, max_size=40),
+    st.lists(st.tuples(st.integers(1, 200), st.floats(-3, 9)), min_size=5, max_size=40),
+)
+def test_not_slower_agrees_with_its_interval(candidate, stable):
+    """The interval holds the observed ratio, and the outcome is what the interval says."""
+    finding = slower(*([Block(n=n, mean=mean) for n, mean in side] for side in (candidate, stable)))
+    lower, upper = finding.interval
+    assert lower <= finding.observed * (1 + 1e-9)
+    assert finding.observed <= upper * (1 + 1e-9)
+    assert (finding.outcome is Outcome.FAILED) == (lower > 1.2)
+    assert (finding.outcome is Outcome.PASSED) == (upper < 1.25 and lower <= 1.2)
+
+
+def test_more_of_the_same_is_advised_only_where_it_would_help():
+    """Between the margins the advice is a number of seconds; beyond the margin it says that waiting is useless."""
+    noisy = [Block(n=1, mean=math.log(10) + 0.4 * (-1) ** i) for i in range(12)]
+    assert slower(noisy, steady(12, 99)).advice.startswith("about ")
+    assert slower([Block(n=1, mean=each.mean + 0.3) for each in noisy], steady(12, 99)).advice.startswith("more of the same would not help")
+
+
+# Fixed samples
+
+
+@given(COUNTS, st.sampled_from([0.01, 0.05, 0.1]))
+def test_binomial_bounds_are_clopper_and_pearsons(counts, error):
+    """The exact bounds agree with the quantiles of the beta distribution."""
+    successes, n = counts
+    assume(n > 0)
+    lower, upper = judges._binomial_interval(successes, n, error)
+    assert lower == pytest.approx(beta.ppf(error, successes, n - successes + 1) if successes else 0.0, abs=1e-9)
+    assert upper == pytest.approx(beta.ppf(1 - error, successes + 1, n - successes) if successes < n else 1.0, abs=1e-9)
+
+
+@given(COUNTS, st.floats(0.001, 0.999))
+def test_binomial_tails_are_exact(counts, p):
+    """The chance of at most k successes agrees with scipy's."""
+    k, n = counts
+    assert judges._at_most(k, n, p) == pytest.approx(binom.cdf(k, n, p), abs=1e-11)
+
+
+@pytest.mark.parametrize(("correct", "outcome"), [(870, Outcome.PASSED), (855, Outcome.INCONCLUSIVE), (800, Outcome.FAILED)])
+def test_accuracy_needs_its_distance(correct, outcome):
+    """Only an accuracy surely above the limit passes; a point estimate a little above it does not."""
+    finding = accuracy_at_least(name="accuracy", correct=correct, n=1000, limit=0.85, error=0.05)
+    assert finding.outcome is outcome
+
+
+def test_accuracy_says_how_many_rows_would_settle_it():
+    """The advice is right: with that many rows more at the same accuracy it passes."""
+    finding = accuracy_at_least(name="accuracy", correct=870, n=1000, limit=0.86, error=0.05)
+    more = int(finding.advice.split()[1])
+    n = 1000 + more
+    assert accuracy_at_least(name="accuracy", correct=math.floor(0.87 * n), n=n, limit=0.86, error=0.05).outcome is Outcome.PASSED
+
+
+def test_equal_models_without_discordant_rows_are_judged_by_their_rows():
+    """No row won or lost on few rows shows little: half a point needs 539 rows at 5 %."""
+    found = [paired_not_worse(name="a", wins=0, losses=0, n=n, margin=0.005, error=0.05).outcome for n in (1, 538, 539, 5000)]
+    assert found == [Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE, Outcome.PASSED, Outcome.PASSED]
+
+
+def test_a_lost_point_fails_and_is_never_passed():
+    """Many rows lost fail; a few lost among thousands pass within the margin."""
+    judge = {"name": "a", "margin": 0.02, "error": 0.05}
+    assert paired_not_worse(wins=5, losses=60, n=1000, **judge).outcome is Outcome.FAILED
+    assert paired_not_worse(wins=20, losses=25, n=1000, **judge).outcome is Outcome.PASSED
+    assert paired_not_worse(wins=20, losses=36, n=1000, **judge).outcome is Outcome.INCONCLUSIVE
+
+
+@given(st.integers(1, 400), st.data())
+def test_the_paired_score_uses_the_likeliest_share(n, data):
+    """Tango's closed form for the nuisance share is where the likelihood under the null is greatest."""
+    wins = data.draw(st.integers(0, n))
+    losses = data.draw(st.integers(0, n - wins))
+    loss = data.draw(st.floats(0.01, 0.9))
+    gap, score = losses - wins - n * loss, judges._tango(wins, losses, n, loss)
+    assume(abs(score) > 1e-3)
+    share = ((gap / score) ** 2 / n - loss * (1 - loss)) / 2
+    likelihood = [loglik(wins, losses, n, loss, p) for p in np.linspace(1e-9, (1 - loss) / 2 - 1e-9, 400)]
+    assert loglik(wins, losses, n, loss, min(max(share, 1e-9), (1 - loss) / 2 - 1e-9)) >= max(likelihood) - 1e-4 * n
+
+
+def loglik(wins, losses, n, loss, share):
+    return wins * math.log(share) + losses * math.log(share + loss) + (n - wins - losses) * math.log(max(1 - 2 * share - loss, 1e-300))
+
+
+def test_the_paired_judge_keeps_its_error():
+    """Models that truly lost exactly the margin pass in at most about 5 % of the samples, equal ones on 1,000 rows mostly do."""
+    rng = np.random.default_rng(31)
+    margin, discordant, n = 0.02, 0.05, 1000
+    lost, won = rng.multinomial(n, [(discordant + margin) / 2, (discordant - margin) / 2, 1 - discordant], size=4000).T[:2]
+    passed = [judges._tango(w, x, n, margin) <= -1.6449 for w, x in zip(won, lost, strict=True)]
+    assert np.mean(passed) <= 0.06
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 3000))
+def test_paired_agrees_with_its_interval(wins, losses, n):
+    """The interval holds the net loss and its upper end decides what passes."""
+    assume(wins + losses <= n)
+    finding = paired_not_worse(name="a", wins=wins, losses=losses, n=n, margin=0.02, error=0.05)
+    lower, upper = finding.interval
+    assert lower - 1e-9 <= finding.observed <= upper + 1e-9
+    assert (finding.outcome is Outcome.PASSED) == (upper <= 0.02)
+
+
+def test_a_quantile_states_its_sample_count():
+    """MLPerf's figures: at 99 % confidence a p99 needs 459 queries with none over the limit and 662 with one."""
+    assert [queries_needed(over=over, quantile=0.99, error=0.01) for over in (0, 1)] == [459, 662]
+    judge = {"name": "p99_ms", "quantile": 0.99, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.01}
+    found = [quantile_within(over=over, n=n, **judge).outcome for over, n in ((0, 458), (0, 459), (1, 661), (1, 662), (30, 662))]
+    passed, unknown = Outcome.PASSED, Outcome.INCONCLUSIVE
+    assert found == [unknown, passed, unknown, passed, Outcome.FAILED]
+
+
+@pytest.mark.parametrize(("observed_ms", "n"), [(math.nan, 1000), (math.inf, 1000), (5.0, 0)])
+def test_an_unreadable_quantile_never_passes(observed_ms, n):
+    """No queries, or a quantile that is not finite, show nothing."""
+    finding = quantile_within(name="p99_ms", over=0, n=n, quantile=0.99, limit_ms=10, observed_ms=observed_ms, error=0.01)
+    assert finding.outcome is Outcome.INCONCLUSIVE
+
+
+def test_no_rows_are_never_a_pass():
+    """Offline judges say inconclusive of nothing."""
+    assert accuracy_at_least(name="a", correct=0, n=0, limit=0.5, error=0.05).outcome is Outcome.INCONCLUSIVE
+    assert paired_not_worse(name="a", wins=0, losses=0, n=0, margin=0.5, error=0.05).outcome is Outcome.INCONCLUSIVE

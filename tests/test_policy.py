@@ -1,0 +1,173 @@
+"""Policies: every key is known, present, of the right kind and in range, or the error names the place."""
+
+import copy
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from validation.policy import BadPolicy, GoldenSet, Policy, parse, read_policies, read_policy, section
+
+DIGITS = Path(__file__).parents[1] / "dags" / "policies" / "digits.toml"
+STEPS = ("rollout", "steps")
+
+
+@pytest.fixture
+def rows():
+    return tomllib.loads(DIGITS.read_text())
+
+
+def changed(rows, place, value):
+    """The policy with one value replaced; the place is a path of keys and list positions."""
+    copied = copy.deepcopy(rows)
+    target = copied
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    return copied
+
+
+def without(rows, place):
+    copied = copy.deepcopy(rows)
+    target = copied
+    for key in place[:-1]:
+        target = target[key]
+    del target[place[-1]]
+    return copied
+
+
+def test_the_example_is_read_as_it_stands():
+    """The policy that the demo uses and people copy is a good one."""
+    policy = read_policy(DIGITS)
+    assert (policy.model, policy.rollout.lease_seconds) == ("digits", 10.0)
+    assert [step.permille for step in policy.rollout.steps][-1] == 1000
+    good, bad = read_policies(DIGITS.parent)
+    assert (good["digits"], bad) == (policy, {})
+
+
+def test_sections_travel_as_json(rows):
+    """A section put into a spec's limits is read back equal."""
+    policy = parse(Policy, rows)
+    assert parse(GoldenSet, section(policy.golden_set), "golden_set") == policy.golden_set
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        (("p95_ms",), "unknown key p95_ms; allowed here: model, owner"),
+        (("latency_benchmark", "p95_ms"), r"unknown key latency_benchmark\.p95_ms; allowed here: rate_per_s"),
+        ((*STEPS, 1, "dwell"), r"unknown key rollout\.steps\[1\]\.dwell; allowed here: permille"),
+        (("golden_set", "metrics", 0, "better"), r"unknown key golden_set\.metrics\[0\]\.better; allowed here: name"),
+    ],
+)
+def test_an_unknown_key_names_its_place_and_the_allowed_keys(rows, place, words):
+    """A typo is an error, never a default."""
+    with pytest.raises(BadPolicy, match=words):
+        parse(Policy, changed(rows, place, 1))
+
+
+@pytest.mark.parametrize("place", [("owner",), ("trigger",), ("golden_set", "min_rows"), ("rollout", "miss"), (*STEPS, 0, "min_seconds")])
+def test_a_missing_key_is_named(rows, place):
+    """Nothing but the retraining has a default."""
+    with pytest.raises(BadPolicy, match=f"missing key .*{place[-1]}$"):
+        parse(Policy, without(rows, place))
+
+
+def test_retraining_may_be_left_out(rows):
+    """A model that nobody retrains needs no section for it."""
+    assert parse(Policy, without(rows, ("retrain",))).retrain is None
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("golden_set", "min_rows"), "500", "expected int"),
+        (("golden_set", "min_rows"), 500.0, "expected int"),
+        (("golden_set", "min_rows"), True, "expected int"),
+        (("rollout", "lease_seconds"), "10s", "expected float"),
+        (("rollout",), 3, "must be a table"),
+        (("rollout", "steps"), "none", "must be a list"),
+        (("golden_set", "atol"), math.nan, "expected a finite number"),
+        (("latency_benchmark", "p99_ms"), math.inf, "expected a finite number"),
+        ((*STEPS, 2, "exclude_error_rate"), math.nan, r"rollout\.steps\[2\]\.exclude_error_rate is nan"),
+    ],
+)
+def test_values_of_another_kind_are_refused(rows, place, value, words):
+    """Text with a unit, a fraction of a row, true, NaN and infinity are no values; the message shows what stood there."""
+    with pytest.raises(BadPolicy, match=words):
+        parse(Policy, changed(rows, place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("model",), "Digits", "lower-case"),
+        (("model",), "a--b", "single hyphens"),
+        (("model",), "a" * 61, "longer than 60"),
+        (("trigger", "on"), ["deleted"], "allowed: created, tag, alias"),
+        (("trigger", "on"), [], "at least one"),
+        (("trigger", "marker"), "", "marker"),
+        (("golden_set", "min_rows"), 0, r"golden_set\.min_rows is 0"),
+        (("golden_set", "rtol"), 2.0, r"golden_set\.rtol"),
+        (("golden_set", "metrics"), [], "at least one metric"),
+        (("golden_set", "metrics", 0, "name"), "f2", "allowed: accuracy"),
+        (("golden_set", "metrics", 0, "within_training"), 0.0, "above 0 to 1"),
+        (("latency_benchmark", "rate_per_s"), 0, r"rate_per_s is 0\.0; allowed: above 0"),
+        (("shadow", "permille"), 1001, "from 1 to 1000"),
+        (("shadow", "min_seconds"), 90.0, "must lie below max_seconds"),
+        (("rollout", "newer"), "ignore", "allowed: waits, supersedes"),
+        (("rollout", "lease_seconds"), 1.0, "from 2 to 600"),
+        (("rollout", "false_alarm"), 0.0, "above 0 to 0.5"),
+        (("rollout", "error_limit"), 0.9, "from|above"),
+        ((*STEPS, 0, "permille"), 200, "must grow from step to step"),
+        ((*STEPS, 3, "permille"), 900, "the last step must be 1000"),
+        ((*STEPS, 3, "exclude_error_rate"), 0.001, "must lie above error_limit"),
+        (STEPS, [], "must grow"),
+        (("retrain", "environment"), "../x", "plain name"),
+    ],
+)
+def test_values_out_of_range_are_refused(rows, place, value, words):
+    """Each range stands in the message, with the place."""
+    with pytest.raises(BadPolicy, match=words):
+        parse(Policy, changed(rows, place, value))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_any_other_value_is_refused_in_one_way(value):
+    """Whatever stands in a section's place, the answer is `BadPolicy`."""
+    rows = tomllib.loads(DIGITS.read_text())
+    with pytest.raises(BadPolicy):
+        parse(Policy, changed(rows, ("rollout",), value))
+
+
+@pytest.mark.parametrize(("text", "words"), [("model = ", "other.toml: "), ("", r"other\.toml: missing key model")])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, text, words):
+    """What is no TOML, or empty, ends in an error with the file's name."""
+    (tmp_path / "other.toml").write_text(text)
+    with pytest.raises(BadPolicy, match=words):
+        read_policy(tmp_path / "other.toml")
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path):
+    """A folder's good policies are read, and each bad file is named with its reason."""
+    (tmp_path / "digits.toml").write_text(DIGITS.read_text())
+    (tmp_path / "other.toml").write_text("model = 3")
+    good, bad = read_policies(tmp_path)
+    assert (list(good), list(bad)) == (["digits"], ["other"])
+    assert bad["other"].startswith("other.toml: missing key")
+
+
+def test_a_policy_stands_in_the_file_of_its_model(tmp_path):
+    """A copied file with the old model's name would deliver the wrong one."""
+    (tmp_path / "other.toml").write_text(DIGITS.read_text())
+    with pytest.raises(BadPolicy, match=r"model 'digits' stands in a file named other\.toml"):
+        read_policy(tmp_path / "other.toml")
+
+
+def test_a_missing_file_is_a_bad_policy(tmp_path):
+    """A model without a policy is an error that names the file to write."""
+    with pytest.raises(BadPolicy, match=r"ghost\.toml"):
+        read_policy(tmp_path / "ghost.toml")

@@ -1,0 +1,118 @@
+"""Promote: gateway, aliases and outcome, in an order that survives a crash at each point."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import FakeDirector, FakeServers
+from registry_fixtures import mlflow_address_fixture, model_fixture, register_any, registry_fixture, spec  # noqa: F401 - found by name
+
+from delivery.director_client import DirectorUnreachable
+from delivery.promote import promote, retired
+from delivery.registry import DELIVERY, EVIDENCE, OUTCOME, PROMOTING, Registry
+from validation.contract import Decision, Outcome
+
+
+def run(registry: Registry, director: FakeDirector, servers: FakeServers, model: str, version: int) -> Decision:
+    task = spec("promote", model, version, Path("/e"), delivery="mine")
+    return promote(task, registry, director, servers.running, servers.stop)  # type: ignore[arg-type]
+
+
+def prepared(registry: Registry, model: str) -> tuple[FakeDirector, FakeServers]:
+    """v1 was before, v2 serves, v3 is the candidate of the delivery `mine`; all three servers run."""
+    for _ in range(3):
+        register_any(registry, model)
+    for number in (1, 2):
+        registry.move_production(model, number)
+    registry.tag(registry.version(model, 3), {DELIVERY: "mine"})
+    director = FakeDirector()
+    director.serves(model, stable=2, previous=1, candidate=3)
+    return director, FakeServers(names={f"{model}--v{number}" for number in (1, 2, 3)} | {"other--v1"})
+
+
+def check_promoted(registry: Registry, director: FakeDirector, servers: FakeServers, model: str) -> None:
+    traffic = director.model(model)
+    assert traffic.stable is not None
+    assert traffic.previous is not None
+    assert (traffic.stable.version, traffic.previous.version, traffic.candidate) == (3, 2, None)
+    assert registry.aliases(model) == {"production": 3, "previous": 2}
+    tags = registry.version(model, 3).tags
+    assert tags[OUTCOME] == "promoted"
+    assert tags[EVIDENCE] == "file:///e/evidence"
+    assert PROMOTING not in tags
+    assert servers.names == {f"{model}--v2", f"{model}--v3", "other--v1"}
+
+
+def test_a_candidate_is_promoted(registry: Registry, model: str) -> None:
+    """The gateway, the aliases, the outcome follow; the server of the version before the previous one stops, no other."""
+    director, servers = prepared(registry, model)
+    decision = run(registry, director, servers, model, 3)
+    assert [(each.name, each.outcome) for each in decision.findings] == [("serving", Outcome.PASSED), ("registry", Outcome.PASSED)]
+    assert decision.outputs == {"stopped": [f"{model}--v1"]}
+    check_promoted(registry, director, servers, model)
+
+
+def test_the_first_version_is_promoted_without_a_previous(registry: Registry, model: str) -> None:
+    """With nothing stable before, production is set and there is no previous."""
+    register_any(registry, model, **{DELIVERY: "mine"})
+    director = FakeDirector()
+    director.serves(model, candidate=1)
+    run(registry, director, FakeServers(), model, 1)
+    assert registry.aliases(model) == {"production": 1}
+
+
+def test_promoting_twice_changes_nothing(registry: Registry, model: str) -> None:
+    """A task that is retried after it was done finds everything in place."""
+    director, servers = prepared(registry, model)
+    run(registry, director, servers, model, 3)
+    decision = run(registry, director, servers, model, 3)
+    assert max(each.outcome for each in decision.findings) is Outcome.PASSED
+    check_promoted(registry, director, servers, model)
+
+
+@pytest.mark.parametrize("step", ["put_stable", "tag", "move_production", "end", "untag", "stop"])
+def test_a_crash_at_any_point_is_finished_by_the_next_try(
+    registry: Registry, model: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the first try ends, the second one ends as if there had been no first."""
+    director, servers = prepared(registry, model)
+    owner = {"put_stable": director, "stop": servers}.get(step, registry)
+    crashed = getattr(owner, step)
+
+    def crash(*arguments: object, **named: object) -> None:
+        monkeypatch.undo()
+        raise ConnectionError(step)
+
+    monkeypatch.setattr(owner, step, crash)
+    with pytest.raises(ConnectionError, match=step):
+        run(registry, director, servers, model, 3)
+    assert getattr(owner, step) == crashed
+    run(registry, director, servers, model, 3)
+    check_promoted(registry, director, servers, model)
+
+
+def test_a_half_done_promotion_can_be_seen(registry: Registry, model: str) -> None:
+    """Before the gateway changes, the version says that its promotion has begun; the aliases have not moved then."""
+    director, servers = prepared(registry, model)
+    director.broken.add("put_stable")
+    with pytest.raises(DirectorUnreachable):
+        run(registry, director, servers, model, 3)
+    assert registry.version(model, 3).tags[PROMOTING] == "mine"
+    assert registry.production(model) == 2
+
+
+def test_another_deliverys_version_is_not_promoted(registry: Registry, model: str) -> None:
+    """A delivery that lost its claim promotes nothing."""
+    director, servers = prepared(registry, model)
+    registry.tag(registry.version(model, 3), {DELIVERY: "other"})
+    decision = run(registry, director, servers, model, 3)
+    assert "belongs to other" in decision.findings[0].why
+    assert director.calls == []
+    assert registry.production(model) == 2
+
+
+def test_only_servers_of_this_model_are_retired() -> None:
+    """Models whose names begin alike keep their servers, and so do versions that something points at."""
+    names = ["digits--v1", "digits--v2", "digits-wide--v1", "dig--v1"]
+    assert retired("digits", names, {2}) == ["digits--v1"]

@@ -1,0 +1,234 @@
+"""The sandbox: what a hostile module can reach, and what its leavings may be."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from delivery import sandbox
+from delivery.sandbox import Limits, NoResult, SandboxBroken, Workplace
+
+SHORT = Limits(wall_s=20, cpu_s=10, memory_bytes=1 << 30, file_bytes=1 << 20, open_files=64)
+CHILD = "delivery.export_child"
+
+
+@pytest.fixture(name="place")
+def place_fixture() -> Iterator[Workplace]:
+    with sandbox.workplace() as place:
+        yield place
+
+
+def hostile(place: Workplace, code: str, limits: Limits = SHORT) -> sandbox.Ended:
+    """Runs code in the sandbox the way it would come in: hidden in a pickled model that is loaded there."""
+    body = textwrap.dedent(code)
+    reduced = f"cbuiltins\nexec\n(V{body.encode('raw_unicode_escape').decode().replace(chr(10), chr(92) + 'u000a')}\ntR."
+    (place.inputs / "model").mkdir()
+    (place.inputs / "model" / "model.pkl").write_bytes(reduced.encode())
+    job = '{"kind": "sklearn", "file": "model.pkl", "format": "pickle", "code": null, "frame": false, "inputs": []}'
+    (place.inputs / "job.json").write_text(job)
+    return sandbox.run(CHILD, place, limits)
+
+
+def needs_walls(*names: str) -> None:
+    """Skips where the kernel grants no namespaces; the report about missing walls has a test of its own."""
+    with sandbox.workplace() as place:
+        missing = set(hostile(place, "pass").missing_walls) & set(names)
+    if missing:
+        pytest.skip(f"this kernel refuses the walls {sorted(missing)}")
+
+
+def test_code_runs_and_leaves_what_it_writes(place: Workplace) -> None:
+    """The outputs folder is where a module leaves its results, and its prints are in the log."""
+    ended = hostile(place, f"print('hello'); open({str(place.outputs / 'x')!r}, 'w').write('y')")
+    assert "hello" in ended.log
+    assert sandbox.read_result(place, "x", 10) == b"y"
+
+
+def test_a_strict_umask_does_not_close_the_sandbox_to_itself() -> None:
+    """Under a supervisor whose files nobody else may read, the sandbox's own user still finds the interpreter and its code."""
+    before = os.umask(0o077)
+    try:
+        with sandbox.workplace() as place:
+            ended = hostile(place, "print('hello')")
+    finally:
+        os.umask(before)
+    assert "hello" in ended.log
+
+
+def test_the_network_is_out_of_reach(place: Workplace) -> None:
+    """A model cannot open a connection, not even to this machine."""
+    needs_walls("network")
+    ended = hostile(place, "import socket; socket.create_connection(('127.0.0.1', 9), 1)")
+    assert "unreachable" in ended.log
+
+
+def test_credentials_in_the_environment_do_not_come_along(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the environment of the task nor that of the process above holds a secret that code in the sandbox can read."""
+    monkeypatch.setenv("PENSTOCK_DIRECTOR_TOKEN", "a-secret")
+    code = """
+        import os, pathlib
+        print(dict(os.environ))
+        for path in pathlib.Path('/proc').glob('[0-9]*/environ'):
+            try: print(path.read_bytes())
+            except OSError: pass
+    """
+    assert "a-secret" not in hostile(place, code).log
+
+
+def test_files_of_the_machine_are_out_of_sight(place: Workplace, tmp_path: Path) -> None:
+    """Other files can be neither read nor written, whoever owns them."""
+    needs_walls("files")
+    secret = tmp_path / "secret"
+    secret.write_text("a-secret")
+    code = f"""
+        import pathlib
+        for path in ({str(secret)!r}, '/etc/passwd'):
+            try: print(path, pathlib.Path(path).read_text())
+            except OSError as error: print(error.strerror)
+        try: pathlib.Path({str(tmp_path / "new")!r}).write_text('x')
+        except OSError as error: print(error.strerror)
+    """
+    ended = hostile(place, code)
+    assert "a-secret" not in ended.log
+    assert ended.log.count("No such file or directory") == 3
+    assert not (tmp_path / "new").exists()
+
+
+def test_inputs_and_interpreter_cannot_be_changed(place: Workplace) -> None:
+    """A model cannot plant code for a later run."""
+    needs_walls("files")
+    code = f"""
+        import os, pathlib, sys
+        for folder in ({str(place.inputs)!r}, sys.prefix, sys.base_prefix, '/'):
+            try: pathlib.Path(folder, 'planted').write_text('x')
+            except OSError as error: print(error.strerror)
+    """
+    assert hostile(place, code).log.count("Read-only file system") == 4
+
+
+def test_sockets_of_the_stack_are_out_of_reach(place: Workplace, tmp_path: Path) -> None:
+    """A unix socket needs no network; supervisord's would start any program."""
+    import socket
+
+    needs_walls("files")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        ended = hostile(place, f"import socket; socket.socket(socket.AF_UNIX).connect({str(tmp_path / 's')!r})")
+    assert "No such file or directory" in ended.log
+
+
+def test_no_privilege_is_left(place: Workplace) -> None:
+    """Code in the sandbox is not root, cannot mount, and cannot get privileges from a set-uid program."""
+    needs_walls("user")
+    code = """
+        import ctypes, os, re
+        print('uid0', os.getuid() == 0)
+        status = open('/proc/self/status').read() if os.path.exists('/proc/self/status') else ''
+        print(re.findall('(CapEff|CapPrm|NoNewPrivs):\\\\t(.*)', status))
+        print('mounted', ctypes.CDLL(None).mount(b'tmpfs', b'/usr', b'tmpfs', 0, b'') == 0)
+    """
+    log = hostile(place, code).log
+    assert "uid0 False" in log
+    assert "mounted False" in log
+    if "NoNewPrivs" in log:
+        assert "[('CapPrm', '0000000000000000'), ('CapEff', '0000000000000000'), ('NoNewPrivs', '1')]" in log
+
+
+def test_an_endless_loop_is_stopped(place: Workplace) -> None:
+    """The time limit ends the module, and the way it ended is said."""
+    ended = hostile(place, "while True: pass", Limits(wall_s=1.0))
+    assert ended.exit_code is None
+    assert ended.how == "was stopped at its time limit"
+
+
+def test_processor_time_is_limited(place: Workplace) -> None:
+    """A module that burns more processor seconds than it has is killed by the kernel."""
+    ended = hostile(place, "while True: pass", Limits(wall_s=30, cpu_s=2))
+    assert ended.how == "was ended by signal SIGKILL"
+
+
+def test_what_it_started_ends_with_it(place: Workplace) -> None:
+    """A process that hides in a session of its own is gone when the sandbox is: its writes stop."""
+    needs_walls("processes")
+    code = """
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                print('hidden', flush=True)
+                time.sleep(1000)
+        time.sleep(1)
+        print('left', os.listdir('/proc') and 'x')
+    """
+    hostile(place, code, Limits(wall_s=3.0))
+    inside = str(place.root).encode()
+    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and inside in _command(pid)]
+    assert left == []
+
+
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_memory_is_limited(place: Workplace) -> None:
+    """An allocation beyond the limit fails inside instead of starving the machine."""
+    ended = hostile(place, "bytearray(3 << 30)")
+    assert "MemoryError" in ended.log
+
+
+def test_files_are_limited_in_size(place: Workplace) -> None:
+    """A file that grows beyond the limit ends the module."""
+    code = f"f = open({str(place.outputs / 'big')!r}, 'wb')\nfor i in range(64): f.write(bytes(1 << 20)); f.flush()"
+    ended = hostile(place, code)
+    assert "File too large" in ended.log
+    assert (place.outputs / "big").stat().st_size <= SHORT.file_bytes
+
+
+def test_our_own_fault_is_no_finding(place: Workplace) -> None:
+    """When the module cannot even be imported, the sandbox is broken: that is worth a retry and says nothing of a model."""
+    with pytest.raises(SandboxBroken, match="no_such_module"):
+        sandbox.run("delivery.no_such_module", place, SHORT)
+
+
+def test_leaving_without_a_result_is_seen(place: Workplace) -> None:
+    """Exit code 0 proves nothing: the result that is not there is missed."""
+    ended = hostile(place, "import os; os._exit(0)")
+    assert ended.exit_code == 0
+    with pytest.raises(NoResult, match=r"model\.onnx"):
+        sandbox.read_result(place, "model.onnx", 10)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("os.symlink('/etc/passwd', path)", "plain file"),
+        ("os.mkfifo(path)", "plain file"),
+        ("os.mkdir(path)", "plain file"),
+        ("open(path, 'w').write('x' * 11)", "11 bytes; the limit is 10"),
+    ],
+)
+def test_only_small_plain_files_are_results(place: Workplace, code: str, reason: str) -> None:
+    """Links would lead out, pipes would hang, large files would fill memory: all are refused by name."""
+    hostile(place, f"import os; path = {str(place.outputs / 'r')!r}; {code}")
+    with pytest.raises(NoResult, match=reason):
+        sandbox.read_result(place, "r", 10)
+
+
+def test_missing_walls_are_named() -> None:
+    """Whoever reads the report sees which walls the kernel refused."""
+    ended = sandbox.Ended(exit_code=0, walls=("user",), log="")
+    assert ended.missing_walls == ("network", "files", "processes")
+
+
+def test_a_module_cannot_claim_walls(place: Workplace) -> None:
+    """The report is closed before foreign code runs, so nothing that it writes is taken for the report."""
+    code = "import os\nfor n in range(3, 30):\n    try: os.write(n, b'network files processes user moat')\n    except OSError: pass"
+    assert "moat" not in hostile(place, code).walls
