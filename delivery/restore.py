@@ -19,6 +19,7 @@ from delivery.triton import server_name, stop_server
 from validation.contract import BadSpec, Decision, Finding, Spec
 
 FINDING_TAG = "penstock.finding."  # + task: the outcome word of each task that gave a verdict
+BASELINE_TAG = "penstock.baseline."  # + metric: what the gates measured (accuracy, p50_ms, p99_ms), for later versions to be compared with
 IN_TRAFFIC = ("shadow", "traffic_shift", "rollback_sensor", "promote")  # a candidate that fails here had met traffic and was taken back
 
 
@@ -149,7 +150,8 @@ def _stop(spec: Spec, director: Director, stop: Callable[[str], None]) -> str:
 def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registry, director: Director) -> str:
     """Writes outcome and gate results once; what stands already (a promotion, an earlier try of this task) stays."""
     words = {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
-    registry.tag(version, words)
+    measured = {f"{BASELINE_TAG}{name}": f"{value:.6g}" for row in _rows(spec) for name, value in row.get("baselines", {}).items()}
+    registry.tag(version, words | measured)
     if OUTCOME in version.tags:
         return f"the outcome stands already: {version.tags[OUTCOME]}"
     evidence = spec.evidence_uri.rsplit("/", 1)[0]

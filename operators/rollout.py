@@ -47,8 +47,8 @@ class StepOperator(RolloutOperator):
         return {**super().limits(context), "step": section(self.step)}
 
 
-def delivery_verdicts(dag: Any, context: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Task, outcome and reason of each task of this run that ended; a task that failed without a verdict has outcome `error`."""
+def delivery_verdicts(dag: Any, context: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Task, outcome, reason and baselines of each task of this run that ended; a task that failed without a verdict has outcome `error`."""
     names = tuple(task.task_id for task in dag.topological_sort() if not task.is_teardown)
     told = {row["task"]: row for row in verdicts(context, names)}
     states = context["ti"].get_task_states(dag_id=dag.dag_id, run_ids=[context["run_id"]]).get(context["run_id"], {})
@@ -56,9 +56,10 @@ def delivery_verdicts(dag: Any, context: Mapping[str, Any]) -> list[dict[str, st
     return [row for row in rows if row]
 
 
-def _row(task_id: str, verdict: Mapping[str, Any] | None, state: str | None) -> dict[str, str] | None:
+def _row(task_id: str, verdict: Mapping[str, Any] | None, state: str | None) -> dict[str, Any] | None:
     if verdict:
-        return {"task": task_id, "outcome": verdict["outcome"], "why": verdict["why"][:500]}
+        baselines = verdict["outputs"].get("baselines", {})
+        return {"task": task_id, "outcome": verdict["outcome"], "why": verdict["why"][:500], "baselines": baselines}
     if state == "failed":
         return {"task": task_id, "outcome": "error", "why": f"{task_id} ended without a verdict on every try; its log says why"}
     return None

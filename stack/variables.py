@@ -113,6 +113,7 @@ def _airflow_timing() -> dict[str, str]:
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
         "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
         "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "20",
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",  # a worker that misses its task's exit sleeps this long; 5 s by default, on most tasks
         "TRIGGERER__JOB_HEARTBEAT_SEC": "1",
         "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",

@@ -183,7 +183,8 @@ def test_the_status_says_whose_traffic_it_is() -> None:
     """Share and client in words, also while nothing is stable."""
     canary = Share(unix_s=0, stable=1, candidate=2, permille=100, shadow_permille=1000)
     assert share_words(canary) == "v1 90 %, v2 10 % + mirror 100 %"
-    assert share_words(dataclasses.replace(canary, stable=0, candidate=0)) == "nothing stable"
+    assert share_words(dataclasses.replace(canary, candidate=0)) == "v1 100 %"
+    assert share_words(dataclasses.replace(canary, stable=0)) == "nothing stable"
     assert client_words(good()) == "160 requests/s, 0 errors, p99 9.0 ms"
 
 

@@ -31,7 +31,9 @@ def gate(tmp_path):
             stable=stable and Stable(version=1, bundle=stable),
             limits=limits or LIMITS,
         )
-        return {each.name: each for each in golden_set.run(spec, tmp_path).findings}
+        decision = golden_set.run(spec, tmp_path)
+        run.outputs = decision.outputs
+        return {each.name: each for each in decision.findings}
 
     return run
 
@@ -50,6 +52,7 @@ def test_a_faithful_export_passes_every_finding(gate, tmp_path):
     ]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"] == {"candidate": 0.95, "source_model": 0.95, "stable": 0.95}
+    assert gate.outputs == {"baselines": {"accuracy": 0.95}}
     assert json.loads((tmp_path / "mismatches.json").read_text()) == []
 
 

@@ -16,6 +16,7 @@ from operators.claim import Claim
 from operators.golden_set import GoldenSet
 from operators.promote import Promote
 from operators.restore import Restore
+from operators.retrain import RetrainModel
 from operators.rollback_sensor import RollbackSensor
 from operators.runtimes import Job
 from operators.shadow import Shadow
@@ -257,3 +258,10 @@ def test_job_names_are_stable_and_fit_a_container() -> None:
     other = Spec(task="golden_set", model="digits", version=2, delivery="deliver__digits__v2", evidence_uri="file:///e")
     assert job_name(one, "golden_set") == job_name(one, "golden_set") != job_name(other, "golden_set")
     assert set(job_name(one, "golden_set")) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_each_retraining_has_a_seed_of_its_own(use, tmp_path: Path) -> None:
+    """Two runs train with different seeds; a retry of one trains with the same."""
+    retrain = RetrainModel(policy=POLICY)
+    seeds = [retrain.spec({**context(), "params": {}, "run_id": run}).seed for run in ("one", "two", "one")]
+    assert seeds[0] == seeds[2] != seeds[1]

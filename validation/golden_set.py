@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,14 @@ def run(spec: Spec, evidence: Path) -> Decision:
         report = Report()
         findings = tuple(_findings(golden, bundle, limits, spec, report))
     report.write(evidence)
-    return Decision(findings=findings)
+    return Decision(findings=findings, outputs={"baselines": _baselines(findings, limits)})
+
+
+def _baselines(findings: Iterable[Finding], limits: GoldenSet) -> dict[str, float]:
+    """The metrics as they were found here, by name: what later versions and the registry compare with."""
+    found = {each.name: each.observed for each in findings}
+    named = {metric.name: found.get(f"{metric.name}_at_least") for metric in limits.metrics}
+    return {name: value for name, value in named.items() if isinstance(value, float)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,8 @@ def run(spec: Spec, evidence: Path) -> Decision:
             return Decision(findings=(Finding(name="loads", outcome=Outcome.FAILED, why=why),))
     findings = judge(queries, limits, looks=1 + _look_of(len(queries), limits))
     _write(evidence, queries, findings)
-    return Decision(findings=findings)
+    baselines = {each.name: each.observed for each in findings if each.name in QUANTILES}
+    return Decision(findings=findings, outputs={"baselines": baselines})
 
 
 def judge(queries: Sequence[Query], limits: LatencyBenchmark, looks: int = 1) -> tuple[Finding, ...]:
