@@ -65,9 +65,8 @@ def claim(spec: Spec, registry: Registry, director: Director, servers: Servers) 
     """Claims the spec's version for the spec's delivery. Claiming again with the same delivery changes nothing."""
     try:
         version = _not_production(_free(_existing(spec, registry), spec.delivery), registry)
-        version = _taken(
-            version, spec.delivery, registry
-        )  # before the director is asked, so that the teardown of a failure there may say so
+        version = _taken(version, spec.delivery, registry)  # first, so that the teardown may say how what follows ended
+        _not_older(version, spec.delivery, registry)
         agreement = _repaired(spec.model, registry, director, servers)
         claimed = _source(_not_production(version, registry), _stable(spec.model, registry), registry)
     except Refusal as refusal:
@@ -94,6 +93,14 @@ def _not_production(version: ModelVersion, registry: Registry) -> ModelVersion:
     if registry.production(version.model) == version.number:
         raise refused("not_production", f"{version.name} is production already", "deliver another version")
     return version
+
+
+def _not_older(version: ModelVersion, delivery: str, registry: Registry) -> None:
+    """A late event must not lead back behind production; a person who asks for an older version by hand means it."""
+    production = registry.production(version.model) or 0
+    if delivery == f"deliver__{version.model}__v{version.number}" and version.number < production:
+        advice = f"to go back on purpose, trigger deliver_{version.model} by hand"
+        raise refused("not_older", f"{version.name} is older than production, v{production}, which came first", advice)
 
 
 def _taken(version: ModelVersion, delivery: str, registry: Registry) -> ModelVersion:

@@ -14,7 +14,7 @@ from delivery.director_client import Director
 from delivery.findings import failed, passed
 from delivery.registry import DELIVERY, OUTCOME, PREVIOUS, PRODUCTION, PROMOTING, ModelVersion, Registry
 from delivery.triton import Server, running, server_name, stop_server
-from validation.contract import Decision, Finding, Spec
+from validation.contract import Decision, Finding, Outcome, Spec
 
 PROMOTED = "promoted"
 
@@ -31,11 +31,24 @@ def promote(
     version = registry.version(spec.model, spec.version)
     if version.tags.get(DELIVERY) != spec.delivery:
         return Decision(findings=(_not_ours(version, spec.delivery),))
+    if (shown := _shown(spec)).outcome is not Outcome.PASSED:
+        return Decision(findings=(shown,))
     registry.tag(version, {PROMOTING: spec.delivery})
     director.put_stable(spec.model, spec.version)
     finish(registry, version, why=f"{version.name} passed every gate and every step", evidence=_delivery_evidence(spec))
     stopped = _stop_retired(spec.model, director, servers(), stop)
-    return Decision(findings=(_serving(spec, director), _aliases(spec, registry)), outputs={"stopped": stopped})
+    return Decision(findings=(shown, _serving(spec, director), _aliases(spec, registry)), outputs={"stopped": stopped})
+
+
+def _shown(spec: Spec) -> Finding:
+    """Nothing is promoted for lack of evidence: beside a stable version, the watch over all of the traffic must have passed."""
+    told = {row.get("task"): row.get("outcome") for row in spec.inputs.get("verdicts") or ()}
+    needed = "rollback_sensor_1000" if spec.stable else "latency_benchmark"
+    if told.get(needed) != "passed":
+        return failed(
+            "shown", f"{needed} has no passed verdict in this delivery ({told.get(needed) or 'none at all'})", advice="deliver it again"
+        )
+    return passed("shown", f"{needed} passed")
 
 
 def finish(registry: Registry, version: ModelVersion, *, why: str, evidence: str = "") -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from delivery.director_client import Director, LeaseHeld
 from delivery.findings import passed
-from delivery.promote import finish
-from delivery.registry import DELIVERY, OUTCOME, PROMOTING, ModelVersion, NotRegistered, Registry
+from delivery.promote import PROMOTED, finish
+from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, ModelVersion, NotRegistered, Registry
 from delivery.triton import server_name, stop_server
 from validation.contract import BadSpec, Decision, Finding, Spec
 
@@ -57,7 +57,7 @@ def run(spec: Spec, evidence: Path) -> Decision:
 
 def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[str], None]) -> Decision:
     """Restores traffic, server and registry, each for itself. Raises `NotRestored` at the end when a part failed."""
-    ending, parts = ended(_rows(spec), dry_run=spec.inputs.get("dry_run") is True), _Parts()
+    ending, parts = ended(_rows(spec), dry_run=spec.inputs.get("dry_run") is True, strategy=str(spec.inputs.get("strategy"))), _Parts()
     version = _version(spec, registry, parts)
     if not _ours(spec, version):
         return Decision(findings=(passed("restore", f"v{spec.version} was never this delivery's: nothing was touched"),))
@@ -72,7 +72,7 @@ def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[
     return Decision(findings=tuple(parts.done), outputs={"outcome": ending.outcome, "at": ending.at, "why": ending.why[:500]})
 
 
-def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool) -> Ending:
+def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "canary") -> Ending:
     """The ending that the verdicts of a delivery add up to; the first that did not pass decides. Rows: task, outcome, why."""
     told = list(rows)
     if first := next((row for row in told if row.get("outcome") != "passed"), None):
@@ -80,7 +80,9 @@ def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool) -> Ending:
     last = str(told[-1]["task"]) if told else "-"
     if last == "promote":
         return Ending(outcome="promoted", at=last, why=str(told[-1]["why"]))
-    if dry_run or last == "shadow":
+    if strategy == "shadow" and last == "start_candidate":
+        return Ending(outcome="inconclusive", at="shadow", why="nothing is stable yet: there was no traffic to mirror")
+    if (dry_run and last == "latency_benchmark") or (strategy == "shadow" and last == "shadow"):
         return Ending(outcome="dry_run", at=last, why="everything that was asked for passed; no traffic was asked for")
     return Ending(outcome="error", at=last, why=f"the delivery stopped after {last} without a verdict of the next task")
 
@@ -152,7 +154,8 @@ def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registr
     words = {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
     measured = {f"{BASELINE_TAG}{name}": f"{value:.6g}" for row in _rows(spec) for name, value in row.get("baselines", {}).items()}
     registry.tag(version, words | measured)
-    if OUTCOME in version.tags:
+    written = (version.tags.get(OUTCOME), version.tags.get(ENDED_AT))
+    if written[0] == PROMOTED or written == (ending.outcome, ending.at):
         return f"the outcome stands already: {version.tags[OUTCOME]}"
     evidence = spec.evidence_uri.rsplit("/", 1)[0]
     if PROMOTING in version.tags and _serves(spec, director):

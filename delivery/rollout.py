@@ -27,6 +27,8 @@ BASELINE_ROWS = 20_000  # one page of the director's
 _BEYOND = 2**53  # after a row that cannot exist yet: asks for the newest number and no rows
 REGISTRY_LOOK_S = 5.0
 PATIENCE_S = 20.0  # a director that does not answer has let the lease lapse by then; its supervisor restarts it in seconds
+ENDINGS = 3
+START_GRACE_S = 12.0  # from the job's start until the triggerer beats for the first time; the watch judges meanwhile
 RESUMPTIONS = 3  # a director that comes back without its leases is given the same share again, at most so often
 
 
@@ -66,7 +68,7 @@ class Exposure(Protocol):
 def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decision:
     """Looks every half second until the findings decide or the deadline passes. Raises `Abandoned` without a verdict."""
     signal.signal(signal.SIGTERM, _stopped)
-    started_s, superseded = time.monotonic(), _Superseded(spec=spec, plan=plan)
+    started_s, superseded, waits = time.monotonic(), _Superseded(spec=spec, plan=plan), _Waits()
     try:
         while True:
             exposure.hold()
@@ -74,15 +76,26 @@ def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decisio
             elapsed_s = time.monotonic() - started_s
             if _decided(findings, elapsed_s, plan):
                 break
-            _somebody_waits()
+            waits.check()
             time.sleep(TICK_S)
-        if worst(each.outcome for each in findings) is not Outcome.PASSED:
-            exposure.end()
     except BaseException:
-        exposure.end()
+        _end(exposure)
         raise
+    if worst(each.outcome for each in findings) is not Outcome.PASSED:
+        _end(exposure)
     exposure.record(evidence)
     return Decision(findings=findings, outputs={"seconds": round(elapsed_s, 1), **exposure.outputs()})
+
+
+def _end(exposure: Exposure) -> None:
+    """Takes the candidate back. A director that does not answer has lost the lease or lets it lapse: what was found is still told."""
+    for _ in range(ENDINGS):
+        try:
+            return exposure.end()
+        except DirectorUnreachable as error:
+            print(f"the candidate's traffic could not be taken back by a call; its lease lapses: {error}")
+            time.sleep(TICK_S)
+    return None
 
 
 def _decided(findings: Iterable[Finding], elapsed_s: float, plan: Plan) -> bool:
@@ -110,22 +123,26 @@ class Split:
     held_s: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """Takes or confirms the lease on this step's share, and sets stable's baseline; the candidate's own count begins here."""
+        """Takes or confirms the lease on this step's share. The candidate's count begins at the step's shift, stable's some time before."""
         self._put()
-        since_s = time.time() - BASELINE_S
+        now_s = time.time()
+        shifted_s = float(self.spec.inputs.get("shifted_unix_s") or now_s)
         self.last = max(0, self.director.observations(self.spec.model, _BEYOND).last - BASELINE_ROWS)
-        self.stable = [row for row in self._fetch() if row.version == self._stable_version and row.unix_s >= since_s]
+        since_s = {self._stable_version: now_s - BASELINE_S, self.spec.version: shifted_s}
+        self._take_in(row for row in self._fetch() if row.unix_s >= since_s.get(row.version, now_s))
 
     def hold(self) -> None:
         """Renews and takes in new rows. A lease that a restarted director lost is asked for again with the same share, a few times."""
         try:
             self._renew()
+            self._take_in(self._fetch())
+            self.held_s = time.monotonic()
         except DirectorUnreachable:
             if time.monotonic() - self.held_s > PATIENCE_S:
                 raise
-            return
-        self.held_s = time.monotonic()
-        for row in self._fetch():
+
+    def _take_in(self, rows: Iterable[Row]) -> None:
+        for row in rows:
             if row.version == self.spec.version:
                 self.candidate.append(row)
             elif row.version == self._stable_version:
@@ -155,10 +172,10 @@ class Split:
         try:
             self.director.renew(self.spec.model, self.spec.delivery, self.rollout.lease_seconds)
         except LeaseLost:
-            self.resumed += 1
-            if self.resumed > RESUMPTIONS:
+            if self.resumed >= RESUMPTIONS:
                 raise
             self._put()
+            self.resumed += 1
 
     def _put(self) -> None:
         self.director.put_split(self.spec.model, self.spec.delivery, self.step.permille, self.rollout.lease_seconds)
@@ -240,19 +257,26 @@ def limit(spec: Spec, name: str, kind: type[Any]) -> Any:
         raise BadSpec(str(error)) from error
 
 
-def _somebody_waits(environ: Mapping[str, str] = os.environ) -> None:
-    """An operator's trigger touches a file each second; without it for too long, Airflow is gone and nobody would promote or take back."""
-    limit_s = environ.get("TASK_KEEPALIVE_S")
-    if limit_s is None:
-        return
-    beat = Path(environ["TASK_OUT"]) / "keepalive"
-    last_s = beat.stat().st_mtime if beat.exists() else _process_start_s()
-    if time.time() - last_s > float(limit_s):
-        raise Abandoned(f"nobody has waited for this verdict for {limit_s} s: the candidate's traffic went back to stable")
+@dataclass(kw_only=True)
+class _Waits:
+    """Whether somebody waits for the verdict: an operator's trigger touches a file each second. Without it for too long Airflow is gone."""
 
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    first_beat_s: float | None = None
 
-def _process_start_s() -> float:
-    return Path(f"/proc/{os.getpid()}").stat().st_mtime
+    def check(self) -> None:
+        """Raises `Abandoned`: nobody would promote what is found here, or take it back."""
+        if (limit_s := self.environ.get("TASK_KEEPALIVE_S")) is None:
+            return
+        beat_s = self._beat_s()
+        self.first_beat_s = self.first_beat_s or beat_s
+        patience_s = START_GRACE_S if beat_s == self.first_beat_s else float(limit_s)
+        if time.time() - beat_s > patience_s:
+            raise Abandoned(f"nobody has waited for this verdict for {patience_s:g} s: the candidate's traffic went back to stable")
+
+    def _beat_s(self) -> float:
+        beat = Path(self.environ["TASK_OUT"]) / "keepalive"
+        return beat.stat().st_mtime if beat.exists() else Path(f"/proc/{os.getpid()}").stat().st_mtime
 
 
 def _stopped(number: int, frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from delivery.director_client import Director
@@ -18,10 +19,11 @@ def run(spec: Spec, evidence: Path) -> Decision:
     superseded = _superseded(spec, rollout, trigger)
     if superseded and superseded.outcome is not Outcome.PASSED:
         return Decision(findings=(superseded,))
-    director = Director.from_env()
+    director, shifted_unix_s = Director.from_env(), time.time()
     director.put_split(spec.model, spec.delivery, step.permille, rollout.lease_seconds)
     split = director.model(spec.model).split
-    return Decision(findings=(_in_force(split.permille if split and split.holder == spec.delivery else None, step.permille),))
+    found = _in_force(split.permille if split and split.holder == spec.delivery else None, step.permille)
+    return Decision(findings=(found,), outputs={"shifted_unix_s": shifted_unix_s})
 
 
 def _superseded(spec: Spec, rollout: Rollout, trigger: Trigger) -> Finding | None:

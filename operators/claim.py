@@ -12,6 +12,8 @@ from validation.policy import section
 class Claim(TaskOperator):
     noun = "claim"
     connections = ("mlflow", "director")
+    tries_again = 30  # it holds nothing yet, and a version whose claim gave up would never be offered again
+    follows_claim = False
 
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         del context

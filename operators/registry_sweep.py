@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from operators.task import TaskOperator
+from validation.contract import Spec
 from validation.policy import Policy, section
 
 
@@ -13,6 +15,7 @@ class RegistrySweep(TaskOperator):
     """Puts out one keyword dictionary for `TriggerDagRunOperator` for each version found."""
 
     noun = "registry_sweep"
+    follows_claim = False
 
     def __init__(self, *, policies: Mapping[str, Policy], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -21,6 +24,11 @@ class RegistrySweep(TaskOperator):
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         del context
         return {"policies": {name: section(policy.trigger) for name, policy in self.policies.items()}}
+
+    def spec(self, context: Mapping[str, Any]) -> Spec:
+        """Its evidence has one place, written over each minute."""
+        spec = super().spec(context)
+        return replace(spec, evidence_uri=f"{spec.evidence_uri.rsplit('/', 2)[0]}/{self.noun}")
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
         del context

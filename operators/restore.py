@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from operators import task as running
 from operators.rollout import delivery_verdicts
-from operators.task import TaskOperator
+from operators.task import TaskOperator, job_name
 
 
 class Restore(TaskOperator):
     noun = "restore"
     connections = ("mlflow", "director")
+    tries_again = 10
+
+    def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
+        """Also forgets the delivery's jobs, so that a run that a person clears begins anew."""
+        outputs: dict[str, Any] = super().execute(context)
+        spec = self.spec(context)
+        for task in self.dag.tasks:
+            running.runtime_from_environ().remove(job_name(spec, task.task_id))
+        return outputs
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
         rows = delivery_verdicts(self.dag, context)
         promoted = any(row["task"] == "promote" and row["outcome"] == "passed" for row in rows)
-        return {"verdicts": rows, "promoted": promoted, "dry_run": bool(context["params"].get("dry_run"))}
+        params = context["params"]
+        return {"verdicts": rows, "promoted": promoted, "dry_run": bool(params.get("dry_run")), "strategy": params.get("strategy")}

@@ -14,6 +14,7 @@ from validation.policy import section
 
 class RetrainModel(TaskOperator):
     noun = "retrain"
+    follows_claim = False
 
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         del context

@@ -22,7 +22,7 @@ class RolloutOperator(TaskOperator):
             return "a dry run ends after the gates"
         if params["strategy"] not in self.strategies:
             return f"not part of the strategy {params['strategy']}"
-        if self.needs_stable and not self.inputs(context).get("stable_version"):
+        if self.needs_stable and self.inputs(context)["stable_version"] == 0:
             return "nothing is stable yet: there is no traffic to share"
         return None
 
@@ -57,7 +57,8 @@ def delivery_verdicts(dag: Any, context: Mapping[str, Any]) -> list[dict[str, An
 
 
 def _row(task_id: str, verdict: Mapping[str, Any] | None, state: str | None) -> dict[str, Any] | None:
-    if verdict:
+    """A verdict counts only of a task that ended: one of an earlier attempt, before the run was cleared, says nothing of this one."""
+    if verdict and state in ("success", "failed"):
         baselines = verdict["outputs"].get("baselines", {})
         return {"task": task_id, "outcome": verdict["outcome"], "why": verdict["why"][:500], "baselines": baselines}
     if state == "failed":

@@ -163,7 +163,11 @@ class ProcessRuntime:
 
 def _task_environ(job: Job, out: Path) -> dict[str, str]:
     """A task sees nothing of Airflow's environment beyond what it needs to run at all and what its operator hands over."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PENSTOCK_STATE", "PENSTOCK_STACK") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PENSTOCK_STATE", "PENSTOCK_STACK")
+        if name in os.environ
+    }
     own = {"TASK_SPEC": job.spec_json, "TASK_OUT": str(out), "PENSTOCK_JOB": job.name, "PYTHONUNBUFFERED": "1"}
     return {**kept, **job.environ, **own}
 

@@ -45,12 +45,16 @@ class TaskOperator(BaseOperator):
     environment: ClassVar[str] = "rollout"
     connections: ClassVar[tuple[str, ...]] = ("mlflow",)
     deferrable: ClassVar[bool] = False
+    tries_again: ClassVar[int] = 2
+    follows_claim: ClassVar[bool] = True
     ui_color = "#d7e8f4"
 
     def __init__(self, *, policy: Policy | None = None, timeout_s: float = 600, **kwargs: Any) -> None:
         kwargs.setdefault("task_id", self.noun)
-        kwargs.setdefault("retries", 2)
+        kwargs.setdefault("retries", self.tries_again)
         kwargs.setdefault("retry_delay", timedelta(seconds=5))
+        kwargs.setdefault("retry_exponential_backoff", 2)
+        kwargs.setdefault("max_retry_delay", timedelta(minutes=1))
         kwargs.setdefault("trigger_rule", "none_failed")
         kwargs.setdefault("on_failure_callback", tell_failure)
         super().__init__(**kwargs)
@@ -82,6 +86,7 @@ class TaskOperator(BaseOperator):
         runtime_from_environ().start(job)
         self.log.info("%s runs as job %s", self.noun, job.name)
         if self.deferrable:
+            runtime_from_environ().keep_alive(job.name)
             trigger = VerdictTrigger(name=job.name, timeout_s=self.timeout_s)
             self.defer(trigger=trigger, method_name="resume", kwargs={"spec_json": job.spec_json, "name": job.name})
         self._wait(job.name)
@@ -93,17 +98,23 @@ class TaskOperator(BaseOperator):
         return self.obey(context, Spec.from_json(spec_json), name)
 
     def obey(self, context: Mapping[str, Any], spec: Spec, name: str) -> dict[str, Any]:
-        """Reads the verdict, records it for later tasks, and passes, fails or raises as it says."""
+        """Reads the verdict, records it for later tasks, and passes, fails or raises as it says.
+
+        A job whose verdict does not pass is left where it is until `restore`: whoever asks for it again, a worker that died here included,
+        gets the same verdict.
+        """
         runtime = runtime_from_environ()
+        self.log.info("what %s printed:\n%s", self.noun, runtime.log(name))
         try:
-            self.log.info("what %s printed:\n%s", self.noun, runtime.log(name))
             verdict = self._verdict(spec, runtime.exit_code(name), runtime.verdict(name))
-        finally:
+        except AirflowException:
             runtime.remove(name)
+            raise
         row = {"task": self.task_id, "outcome": verdict.outcome.word, "why": verdict.why, "outputs": dict(verdict.outputs)}
         context["ti"].xcom_push(key="verdict", value=row)
         if verdict.outcome is not Outcome.PASSED:
             raise AirflowFailException(f"{self.task_id} says {verdict.outcome.word} of {spec.model} v{spec.version}: {verdict.why}")
+        runtime.remove(name)
         return dict(verdict.outputs)
 
     def on_kill(self) -> None:
@@ -131,6 +142,8 @@ class TaskOperator(BaseOperator):
         merged: dict[str, Any] = {}
         for row in verdicts(context, ("claim", "export", "package", "start_candidate")):
             merged |= row["outputs"]
+        if self.follows_claim and "stable_version" not in merged:
+            raise AirflowFailException(f"{self.task_id} has nothing of `claim` in this run: clear the whole run, from `claim` on")
         return merged
 
     def job(self, spec: Spec) -> Job:
@@ -212,7 +225,7 @@ def job_name(spec: Spec, task_id: str) -> str:
 
 def place_environ() -> dict[str, str]:
     """What a task needs to know about the place that it runs in; set for Airflow by the stack or the deployment."""
-    names = ("PENSTOCK_SUPERVISOR", "PENSTOCK_TRITON", "PENSTOCK_TRITON_PORTS")
+    names = ("PENSTOCK_SUPERVISOR", "PENSTOCK_TRITON", "PENSTOCK_TRITON_PORTS", "PENSTOCK_SANDBOX")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

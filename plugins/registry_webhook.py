@@ -84,7 +84,7 @@ async def _bounded_body(request: Request) -> bytes:
 def _authentic(request: Request, body: bytes, *, secret: str, now_s: float) -> str:
     names = ("X-MLflow-Delivery-Id", "X-MLflow-Timestamp", "X-MLflow-Signature")
     delivery_id, timestamp, given = (request.headers.get(name, "") for name in names)
-    fresh = timestamp.isdecimal() and abs(now_s - int(timestamp)) <= WINDOW_S
+    fresh = timestamp.isdecimal() and len(timestamp) <= 12 and abs(now_s - int(timestamp)) <= WINDOW_S
     genuine = hmac.compare_digest(given.encode(), signature(secret, delivery_id, timestamp, body).encode())
     if not (secret and delivery_id and fresh and genuine):
         raise HTTPException(401)

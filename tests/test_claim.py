@@ -103,6 +103,18 @@ def test_production_is_not_delivered_again(registry: Registry, director: FakeDir
     assert registry.version(model, version).tags[DELIVERY] == "first"
 
 
+def test_a_late_event_does_not_lead_back_behind_production(registry: Registry, director: FakeDirector, model: str) -> None:
+    """An older version whose event comes after a newer one is production is refused, and its tags say so; a person may ask for it."""
+    for _ in range(2):
+        register_any(registry, model)
+    serves(registry, director, model, 2)
+    event = f"deliver__{model}__v1"
+    assert "not_older" in refusal(run(registry, director, model, 1, delivery=event))
+    assert registry.version(model, 1).tags[DELIVERY] == event
+    registry.untag(registry.version(model, 1), DELIVERY)
+    assert outcome(run(registry, director, model, 1, delivery="manual__by-a-person")) is Outcome.PASSED
+
+
 @pytest.mark.parametrize("other", ["", "nowhere"])
 def test_what_is_not_registered_is_refused(registry: Registry, director: FakeDirector, model: str, other: str) -> None:
     """An unknown model or version is a finding that names it."""

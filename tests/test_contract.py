@@ -29,8 +29,9 @@ from validation.contract import (
     Stable,
     Verdict,
     canonical_json,
-    publish_evidence,
     run_task,
+    seal_evidence,
+    upload_evidence,
     worst,
     write_verdict,
 )
@@ -266,7 +267,8 @@ def test_evidence_is_published_with_the_manifest_that_the_verdict_quotes(tmp_pat
     evidence = tmp_path / "evidence"
     (evidence / "deep").mkdir(parents=True)
     (evidence / "deep" / "rows.csv").write_text("1,2")
-    digest = publish_evidence(evidence, Decision(findings=(finding(),)), (tmp_path / "away").as_uri())
+    digest = seal_evidence(evidence, Decision(findings=(finding(),)))
+    upload_evidence(evidence, (tmp_path / "away").as_uri())
     manifest = (tmp_path / "away/manifest.json").read_bytes()
     assert hashlib.sha256(manifest).hexdigest() == digest
     assert json.loads(manifest) == {
@@ -274,11 +276,52 @@ def test_evidence_is_published_with_the_manifest_that_the_verdict_quotes(tmp_pat
     }
 
 
-def test_publishing_again_says_the_same(tmp_path):
-    """A task that is run again in the same place, after a crash, publishes the same digest."""
+def test_sealing_again_says_the_same(tmp_path):
+    """A task that is run again in the same place, after a crash, seals the same digest."""
     decision = Decision(findings=(finding(),))
-    first = publish_evidence(tmp_path, decision, (tmp_path.parent / "away").as_uri())
-    assert publish_evidence(tmp_path, decision, (tmp_path.parent / "away").as_uri()) == first
+    assert seal_evidence(tmp_path, decision) == seal_evidence(tmp_path, decision)
+
+
+TASK = """
+import os, pathlib, signal
+from validation.contract import Decision, Finding, Outcome
+def run(spec, evidence):
+    if os.environ.get("STOP"):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            (evidence / "unwound").touch()
+    return Decision(findings=(Finding(name="f", outcome=Outcome[os.environ["OUTCOME"]], why="w"),))
+"""
+
+
+def run_made_task(tmp_path, **environ):
+    (tmp_path / "made_task.py").write_text(TASK)
+    spec = replace(SPEC, task="made", evidence_uri=environ.pop("uri", (tmp_path / "away").as_uri()))
+    code = "import sys; from validation.contract import run_task; sys.exit(run_task({'made': 'made_task'}))"
+    known = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(tmp_path),
+        "TASK_OUT": str(tmp_path / "out"),
+        "TASK_SPEC": spec.to_json(),
+        **environ,
+    }
+    return subprocess.run([sys.executable, "-c", code], env=known, capture_output=True, text=True, check=False).returncode
+
+
+@pytest.mark.parametrize(("outcome", "code", "written"), [("FAILED", 0, True), ("INCONCLUSIVE", 0, True), ("PASSED", 1, False)])
+def test_a_refusal_does_not_need_the_artifact_store(tmp_path, outcome, code, written):
+    """Evidence that cannot be uploaded costs a pass its verdict, but never gives a refusal a second chance."""
+    assert run_made_task(tmp_path, OUTCOME=outcome, uri="http://127.0.0.1:1/nothing") == code
+    assert (tmp_path / "out" / "verdict.json").exists() is written
+
+
+def test_a_stopped_task_unwinds(tmp_path):
+    """SIGTERM ends a task like an error: its `finally` blocks run, there is no verdict, and the exit code says which signal."""
+    assert run_made_task(tmp_path, OUTCOME="PASSED", STOP="1") == 143
+    assert (tmp_path / "out" / "evidence" / "unwound").exists()
+    assert not (tmp_path / "out" / "verdict.json").exists()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeDirector, FakeServers
@@ -11,11 +12,15 @@ from registry_fixtures import mlflow_address_fixture, model_fixture, register_an
 from delivery.director_client import DirectorUnreachable
 from delivery.promote import promote, retired
 from delivery.registry import DELIVERY, EVIDENCE, OUTCOME, PROMOTING, Registry
-from validation.contract import Decision, Outcome
+from validation.contract import Bundle, Decision, Outcome, Stable
+
+STABLE = Stable(version=2, bundle=Bundle(uri="file:///b", sha256="0"))
+WATCHED = {"verdicts": [{"task": "rollback_sensor_1000", "outcome": "passed"}]}
+MEASURED = {"verdicts": [{"task": "latency_benchmark", "outcome": "passed"}]}
 
 
-def run(registry: Registry, director: FakeDirector, servers: FakeServers, model: str, version: int) -> Decision:
-    task = spec("promote", model, version, Path("/e"), delivery="mine")
+def run(registry: Registry, director: FakeDirector, servers: FakeServers, model: str, version: int, **fields: Any) -> Decision:
+    task = spec("promote", model, version, Path("/e"), **{"delivery": "mine", "stable": STABLE, "inputs": WATCHED, **fields})
     return promote(task, registry, director, servers.running, servers.stop)  # type: ignore[arg-type]
 
 
@@ -48,7 +53,9 @@ def test_a_candidate_is_promoted(registry: Registry, model: str) -> None:
     """The gateway, the aliases, the outcome follow; the server of the version before the previous one stops, no other."""
     director, servers = prepared(registry, model)
     decision = run(registry, director, servers, model, 3)
-    assert [(each.name, each.outcome) for each in decision.findings] == [("serving", Outcome.PASSED), ("registry", Outcome.PASSED)]
+    assert [(each.name, each.outcome) for each in decision.findings] == [
+        (name, Outcome.PASSED) for name in ("shown", "serving", "registry")
+    ]
     assert decision.outputs == {"stopped": [f"{model}--v1"]}
     check_promoted(registry, director, servers, model)
 
@@ -58,8 +65,20 @@ def test_the_first_version_is_promoted_without_a_previous(registry: Registry, mo
     register_any(registry, model, **{DELIVERY: "mine"})
     director = FakeDirector()
     director.serves(model, candidate=1)
-    run(registry, director, FakeServers(), model, 1)
+    run(registry, director, FakeServers(), model, 1, stable=None, inputs=MEASURED)
     assert registry.aliases(model) == {"production": 1}
+
+
+@pytest.mark.parametrize(
+    ("stable", "inputs"),
+    [(STABLE, {}), (STABLE, MEASURED), (STABLE, {"verdicts": [{"task": "rollback_sensor_1000", "outcome": "failed"}]}), (None, {})],
+)
+def test_nothing_is_promoted_for_lack_of_evidence(registry: Registry, model: str, stable: Stable | None, inputs: dict[str, Any]) -> None:
+    """Without a passed watch over all of the traffic (or, for a first version, a passed gate) gateway and registry stay as they are."""
+    director, servers = prepared(registry, model)
+    (finding,) = run(registry, director, servers, model, 3, stable=stable, inputs=inputs).findings
+    assert (finding.name, finding.outcome) == ("shown", Outcome.FAILED)
+    assert (director.model(model).stable.version, registry.aliases(model)["production"]) == (2, 2)
 
 
 def test_promoting_twice_changes_nothing(registry: Registry, model: str) -> None:

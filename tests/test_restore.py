@@ -37,7 +37,7 @@ def row(task: str, outcome: str | None, why: str = "because") -> dict[str, Any]:
         ([CLAIMED, row("export", "strange")], "error", "export"),
         ([CLAIMED, row("promote", "passed")], "promoted", "promote"),
         ([CLAIMED, row("latency_benchmark", "passed")], "error", "latency_benchmark"),
-        ([CLAIMED, row("shadow", "passed")], "dry_run", "shadow"),
+        ([CLAIMED, row("shadow", "passed")], "error", "shadow"),
         ([], "error", "-"),
     ],
 )
@@ -45,6 +45,13 @@ def test_the_first_verdict_that_did_not_pass_decides(rows: list[dict[str, Any]],
     """Each way to end has its word; a missing or unknown outcome is an error and never a success."""
     found = ended(rows, dry_run=False)
     assert (found.outcome, found.at) == (outcome, at)
+
+
+def test_a_shadow_delivery_ends_with_its_mirror() -> None:
+    """Under the strategy `shadow` a passed mirror is all that was asked for; without stable there was nothing to mirror."""
+    assert ended([CLAIMED, row("shadow", "passed")], dry_run=False, strategy="shadow").outcome == "dry_run"
+    nothing = ended([CLAIMED, row("start_candidate", "passed")], dry_run=False, strategy="shadow")
+    assert (nothing.outcome, nothing.why) == ("inconclusive", "nothing is stable yet: there was no traffic to mirror")
 
 
 def test_a_dry_run_that_passed_says_so() -> None:

@@ -170,6 +170,28 @@ def test_a_director_that_is_away_for_a_moment_is_waited_for(monkeypatch: pytest.
     assert outcome(run(gateway, monkeypatch, tmp_path)) is Outcome.PASSED
 
 
+def test_a_refusal_is_told_even_if_the_director_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A candidate that was judged failed stays failed when its release cannot be confirmed; it never gets a second try by that."""
+    gateway = Gateway(fails=lambda i: i % 5 == 0)
+
+    def gone(*args: Any) -> None:
+        raise DirectorUnreachable("gone")
+
+    gateway.release = gone  # type: ignore[method-assign]
+    assert outcome(run(gateway, monkeypatch, tmp_path)) is Outcome.FAILED
+
+
+def test_what_the_candidate_answered_before_the_watch_began_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the moment of the shift every request is evidence, also those before the sensor's process was up."""
+    gateway = Gateway(per_look=0)
+    now_s = time.time()
+    gateway.rows += [Row(500 + i, now_s - 2, 2, False, 20.0) for i in range(3)]
+    gateway.rows += [Row(600 + i, now_s - 30, 2, True, 20.0) for i in range(3)]
+    monkeypatch.setattr(rollback_sensor.Director, "from_env", lambda: gateway)
+    decision = rollback_sensor.run(replace(spec(), inputs={"shifted_unix_s": now_s - 5}), tmp_path)
+    assert (outcome(decision), decision.outputs["requests"], decision.outputs["failures"]) == (Outcome.FAILED, 3, 3)
+
+
 def test_another_holder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A split that another delivery holds is never judged as ours."""
     gateway = Gateway()

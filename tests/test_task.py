@@ -127,6 +127,24 @@ def test_a_verdict_that_does_not_pass_is_never_retried(use, tmp_path: Path, outc
     assert here["ti"].pushed["verdict"]["outcome"] == outcome.word
 
 
+def test_a_refusal_is_kept_until_restore(use, tmp_path: Path) -> None:
+    """The job of a verdict that does not pass stays, so that a worker that died meanwhile gets the same verdict and no second try."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.FAILED)))
+    with pytest.raises(AirflowFailException):
+        GoldenSet(policy=POLICY).execute(context())
+    assert runtime.removed == []
+
+
+def test_without_a_claim_nothing_runs(use, tmp_path: Path) -> None:
+    """A run whose claim left nothing (it was cleared alone) goes no further; a missing stable version is not a first version."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    here = context(FakeTaskInstance(export=EXPORT))
+    for task in (GoldenSet(policy=POLICY), Promote(policy=POLICY), TrafficShift(policy=POLICY, step=POLICY.rollout.steps[-1])):
+        with pytest.raises(AirflowFailException, match="clear the whole run"):
+            task.execute(here)
+    assert runtime.jobs == {}
+
+
 def test_no_findings_do_not_pass(use, tmp_path: Path) -> None:
     """A task that found nothing has shown nothing."""
     use(FakeRuntime(tmp_path))
@@ -250,6 +268,19 @@ def test_restore_learns_what_ended_and_how(use, tmp_path: Path) -> None:
     inputs = Spec.from_json(job.spec_json).inputs
     assert [(row["task"], row["outcome"]) for row in inputs["verdicts"]] == [("claim", "passed"), ("golden_set", "error")]
     assert inputs["promoted"] is False
+
+
+def test_restore_ignores_verdicts_of_an_earlier_attempt(use, tmp_path: Path) -> None:
+    """After a run was cleared, what a task said before counts no longer: a promotion of then is none of now."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    ti = FakeTaskInstance(states={"claim": "success", "promote": "upstream_failed"}, claim=CLAIM, promote={})
+    with DAG(dag_id="deliver_digits", schedule=None):
+        restore = Restore(policy=POLICY).as_teardown()
+        _ = Claim(policy=POLICY) >> Promote(policy=POLICY) >> restore
+    restore.execute(context(ti))
+    (job,) = runtime.jobs.values()
+    assert Spec.from_json(job.spec_json).inputs["promoted"] is False
+    assert len(runtime.removed) == 4, "its own job, and one for each task of the delivery"
 
 
 def test_job_names_are_stable_and_fit_a_container() -> None:

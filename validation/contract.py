@@ -18,6 +18,7 @@ import importlib
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 import urllib.parse
@@ -237,17 +238,22 @@ def write_verdict(decision: Decision, *, spec: Spec, evidence_digest: str, out: 
     raise ValueError(f"{spec.task}: outputs and worst finding alone pass {VERDICT_LIMIT_BYTES} bytes")
 
 
-def publish_evidence(directory: Path, decision: Decision, uri: str) -> str:
-    """Writes findings and manifest into the evidence directory, uploads it all, returns the manifest's sha256."""
+def seal_evidence(directory: Path, decision: Decision) -> str:
+    """Writes findings and manifest into the evidence directory; returns the manifest's sha256."""
     rows = [finding.to_dict() for finding in decision.findings]
     (directory / "findings.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False))
     files = [path for path in directory.rglob("*") if path.is_file() and path != directory / "manifest.json"]
     names = sorted(str(path.relative_to(directory)) for path in files)
     manifest = canonical_json({name: sha256((directory / name).read_bytes()) for name in names}).encode()
     (directory / "manifest.json").write_bytes(manifest)
-    for name in [*names, "manifest.json"]:
-        upload(directory / name, f"{uri}/{name}")
     return sha256(manifest)
+
+
+def upload_evidence(directory: Path, uri: str) -> None:
+    """Copies a sealed evidence directory to its address, the manifest last: where a manifest lies, the rest does too."""
+    names = [*json.loads((directory / "manifest.json").read_text()), "manifest.json"]
+    for name in names:
+        upload(directory / name, f"{uri}/{name}")
 
 
 def download(uri: str, expected_sha256: str | None = None, *, limit_bytes: int = 4 << 30, timeout_s: float = 60) -> bytes:
@@ -276,6 +282,7 @@ def upload(path: Path, uri: str, *, timeout_s: float = 60) -> None:
 
 def run_task(modules: Mapping[str, str], environ: Mapping[str, str] = os.environ) -> int:
     """Runs the task that the spec names and returns the exit code; `modules` maps task names to modules with `run`."""
+    signal.signal(signal.SIGTERM, _stopped)
     try:
         spec = Spec.from_json(environ.get("TASK_SPEC", ""))
         task = _task_function(modules, spec.task)
@@ -290,11 +297,23 @@ def run_task(modules: Mapping[str, str], environ: Mapping[str, str] = os.environ
     return 0
 
 
+def _stopped(number: int, frame: Any) -> None:
+    """A stop unwinds like an error, so that a task's servers and children end with it."""
+    del frame
+    raise SystemExit(128 + number)
+
+
 def _answer(spec: Spec, task: Callable[[Spec, Path], Decision], out: Path) -> None:
     evidence = out / "evidence"
     evidence.mkdir(parents=True, exist_ok=True)
     decision = task(spec, evidence)
-    digest = publish_evidence(evidence, decision, spec.evidence_uri)
+    digest = seal_evidence(evidence, decision)
+    try:
+        upload_evidence(evidence, spec.evidence_uri)
+    except OSError as error:
+        if worst(finding.outcome for finding in decision.findings) is Outcome.PASSED:
+            raise  # nothing is promoted on evidence that nobody can read; a refusal must not get a second chance by that
+        print(f"the evidence could not be uploaded to {spec.evidence_uri}: {error}", file=sys.stderr)
     verdict = write_verdict(decision, spec=spec, evidence_digest=digest, out=out)
     print(f"{spec.task} {spec.model} v{spec.version}: {verdict.outcome.word}: {verdict.why}")
 

@@ -24,29 +24,26 @@ def test_the_first_version_is_stable(world: World) -> None:
     assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "latency_benchmark")} == {"passed"}
 
 
-def test_a_version_without_artifacts_is_refused_by_name(world: World) -> None:
-    """A marked version that nothing stands behind is refused with a sentence, and no traffic changes."""
-    tags = [{"key": "candidate", "value": "true"}]
-    row = world.mlflow("POST", "model-versions/create", json={"name": MODEL, "source": "mlflow-artifacts:/nothing/here", "tags": tags})
-    number = int(row["model_version"]["version"])
+def test_a_version_without_a_run_is_refused_by_name(world: World) -> None:
+    """A marked version that no training run stands behind is refused with a sentence, and no traffic changes."""
+    number = world.register("s3://nowhere/model")
     assert world.outcome(number) == "refused"
-    assert "run" in world.why(number)
+    assert "names no source run" in world.why(number)
     assert world.share().stable == 1
 
 
-def test_an_artifact_that_is_no_model_is_refused_by_name(world: World) -> None:
-    """A version whose artifacts hold no model is refused with the reason."""
-    stable_run = world.mlflow("GET", "model-versions/get", params={"name": MODEL, "version": "1"})["model_version"]["run_id"]
-    run = world.mlflow("GET", "runs/get", params={"run_id": stable_run})["run"]["info"]
-    body = {
-        "name": MODEL,
-        "source": f"{run['artifact_uri']}/no-model",
-        "run_id": stable_run,
-        "tags": [{"key": "candidate", "value": "true"}],
-    }
-    number = int(world.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
+def test_a_version_without_artifacts_is_refused_by_name(world: World) -> None:
+    """A version whose artifacts are not there is refused with the address where nothing is."""
+    number = world.register_from_run({})
     assert world.outcome(number) == "refused"
-    assert "no-model" in world.why(number) or "model" in world.why(number)
+    assert "has no artifacts at" in world.why(number)
+
+
+def test_an_artifact_that_is_no_model_is_refused_by_name(world: World) -> None:
+    """A version whose artifacts hold no model is refused with what they hold."""
+    number = world.register_from_run({"readme.txt": b"no model"})
+    assert world.outcome(number) == "refused"
+    assert "holds readme.txt and no MLmodel" in world.why(number)
 
 
 def test_the_same_event_again_is_one_delivery(world: World) -> None:
