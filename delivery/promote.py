@@ -45,9 +45,8 @@ def _shown(spec: Spec) -> Finding:
     told = {row.get("task"): row.get("outcome") for row in spec.inputs.get("verdicts") or ()}
     needed = "rollback_sensor_1000" if spec.stable else "latency_benchmark"
     if told.get(needed) != "passed":
-        return failed(
-            "shown", f"{needed} has no passed verdict in this delivery ({told.get(needed) or 'none at all'})", advice="deliver it again"
-        )
+        why = f"{needed} has no passed verdict in this delivery ({told.get(needed) or 'none at all'})"
+        return failed("shown", why, advice="deliver it again")
     return passed("shown", f"{needed} passed")
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from operators import task as running
 from operators.rollout import delivery_verdicts
-from operators.task import TaskOperator, job_name
+from operators.task import TaskOperator, forget, job_name
 
 
 class Restore(TaskOperator):
@@ -20,7 +19,7 @@ class Restore(TaskOperator):
         outputs: dict[str, Any] = super().execute(context)
         spec = self.spec(context)
         for task in self.dag.tasks:
-            running.runtime_from_environ().remove(job_name(spec, task.task_id))
+            forget(job_name(spec, task.task_id))
         return outputs
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from validation.contract import VERDICT_LIMIT_BYTES
 
 STOP_GRACE_S = 10.0
 LOST_EXIT_CODE = 137  # what a shell reports of a process that SIGKILL ended
+PASSED_ON = ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PENSTOCK_STATE", "PENSTOCK_STACK")  # of the worker's environment to a process
 LOG_LIMIT_BYTES = 256 * 1024
 
 
@@ -163,11 +164,7 @@ class ProcessRuntime:
 
 def _task_environ(job: Job, out: Path) -> dict[str, str]:
     """A task sees nothing of Airflow's environment beyond what it needs to run at all and what its operator hands over."""
-    kept = {
-        name: os.environ[name]
-        for name in ("PATH", "HOME", "LANG", "LD_LIBRARY_PATH", "PENSTOCK_STATE", "PENSTOCK_STACK")
-        if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     own = {"TASK_SPEC": job.spec_json, "TASK_OUT": str(out), "PENSTOCK_JOB": job.name, "PYTHONUNBUFFERED": "1"}
     return {**kept, **job.environ, **own}
 

@@ -210,6 +210,11 @@ class VerdictTrigger(BaseTrigger):
         yield TriggerEvent({"status": "ended"})
 
 
+def forget(name: str) -> None:
+    """Removes a job of that name, if there is one."""
+    runtime_from_environ().remove(name)
+
+
 def verdicts(context: Mapping[str, Any], task_ids: tuple[str, ...]) -> list[dict[str, Any]]:
     """The verdict rows (task, outcome, why, outputs) that these tasks of this run have pushed, in order."""
     rows = context["ti"].xcom_pull(task_ids=list(task_ids), key="verdict")

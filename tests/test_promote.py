@@ -74,7 +74,7 @@ def test_the_first_version_is_promoted_without_a_previous(registry: Registry, mo
     [(STABLE, {}), (STABLE, MEASURED), (STABLE, {"verdicts": [{"task": "rollback_sensor_1000", "outcome": "failed"}]}), (None, {})],
 )
 def test_nothing_is_promoted_for_lack_of_evidence(registry: Registry, model: str, stable: Stable | None, inputs: dict[str, Any]) -> None:
-    """Without a passed watch over all of the traffic (or, for a first version, a passed gate) gateway and registry stay as they are."""
+    """Without a passed watch over all of the traffic (or, for a first version, a passed gate) everything stays as it is."""
     director, servers = prepared(registry, model)
     (finding,) = run(registry, director, servers, model, 3, stable=stable, inputs=inputs).findings
     assert (finding.name, finding.outcome) == ("shown", Outcome.FAILED)
