@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from airflow.sdk import DAG, Param
+from airflow.sdk import DAG, BaseOperator, Param, chain
 
 from operators.broken_policy import BrokenPolicy
 from operators.claim import Claim
@@ -19,9 +21,10 @@ from operators.rollback_sensor import RollbackSensor
 from operators.shadow import Shadow
 from operators.start_candidate import StartCandidate
 from operators.traffic_shift import TrafficShift
-from validation.policy import Policy, read_policies
+from validation.policy import Policy, is_model_name, read_policies
 
 FOLDER = Path(os.environ.get("PENSTOCK_POLICIES") or Path(__file__).parent / "policies")
+log = logging.getLogger(__name__)
 FORM = {
     "version": Param(type="integer", minimum=1, title="Version", description="The model version to deliver, as numbered by MLflow."),
     "strategy": Param(
@@ -48,15 +51,23 @@ def deliver(policy: Policy) -> DAG:
         doc_md=__doc__,
     )
     with dag:
-        last = Claim(policy=policy)
-        for task in (Export, GoldenSet, Package, LatencyBenchmark, StartCandidate, Shadow):
-            last = last >> task(policy=policy)
-        for step in policy.rollout.steps:
-            last = (
-                last >> TrafficShift(policy=policy, step=step) >> RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
-            )
-        _ = last >> Promote(policy=policy) >> Restore(policy=policy).as_teardown()
+        chain(*_way(policy), Restore(policy=policy).as_teardown())
     return dag
+
+
+def _way(policy: Policy) -> Iterator[BaseOperator]:
+    """From the claim to production. A task that takes the policy's time gets that, and what comes before and after it."""
+    yield Claim(policy=policy)
+    yield Export(policy=policy)
+    yield GoldenSet(policy=policy)
+    yield Package(policy=policy)
+    yield LatencyBenchmark(policy=policy, timeout_s=policy.latency_benchmark.max_seconds + 180)
+    yield StartCandidate(policy=policy)
+    yield Shadow(policy=policy, timeout_s=policy.shadow.max_seconds + 60)
+    for step in policy.rollout.steps:
+        yield TrafficShift(policy=policy, step=step)
+        yield RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
+    yield Promote(policy=policy)
 
 
 def refuse(model: str, why: str) -> DAG:
@@ -79,4 +90,7 @@ good, bad = read_policies(FOLDER)
 for policy in good.values():
     globals()[f"deliver_{policy.model}"] = deliver(policy)
 for model, why in bad.items():
-    globals()[f"deliver_{model}"] = refuse(model, why)
+    if is_model_name(model):
+        globals()[f"deliver_{model}"] = refuse(model, why)
+    else:
+        log.warning("no DAG is made of a file whose name is no model's: %s", why)

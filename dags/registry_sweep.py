@@ -8,6 +8,7 @@ from pathlib import Path
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG
 
+from operators.notice import tell_failure
 from operators.registry_sweep import RegistrySweep
 from validation.policy import read_policies
 
@@ -24,4 +25,5 @@ with DAG(
     doc_md=__doc__,
 ):
     found = RegistrySweep(policies=read_policies(FOLDER)[0], timeout_s=120, retries=0)
-    TriggerDagRunOperator.partial(task_id="offer", skip_when_already_exists=True).expand_kwargs(found.output)
+    offer = TriggerDagRunOperator.partial(task_id="offer", skip_when_already_exists=True, on_failure_callback=tell_failure)
+    offer.expand_kwargs(found.output)

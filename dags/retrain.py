@@ -8,7 +8,7 @@ from pathlib import Path
 from airflow.sdk import DAG
 
 from operators.retrain import RetrainModel
-from validation.policy import Policy, Retrain, read_policies
+from validation.policy import BY_HAND, Policy, Retrain, read_policies
 
 FOLDER = Path(os.environ.get("PENSTOCK_POLICIES") or Path(__file__).parent / "policies")
 
@@ -18,7 +18,7 @@ def retrain(policy: Policy, settings: Retrain) -> DAG:
     dag = DAG(
         dag_id=f"retrain_{policy.model}",
         description=f"Trains {policy.model} again and registers the result.",
-        schedule=settings.schedule,
+        schedule=None if settings.schedule == BY_HAND else settings.schedule,
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
@@ -26,7 +26,8 @@ def retrain(policy: Policy, settings: Retrain) -> DAG:
         doc_md=__doc__,
     )
     with dag:
-        RetrainModel(policy=policy, timeout_s=settings.timeout_seconds)
+        # longer than the task's own limit, so that a training that takes too long ends in a verdict; one training is enough
+        RetrainModel(policy=policy, timeout_s=settings.timeout_seconds + 60, retries=0)
     return dag
 
 

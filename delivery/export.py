@@ -46,7 +46,10 @@ def run(spec: Spec, evidence: Path) -> Decision:
 
 
 def export(spec: Spec, evidence: Path, registry: Registry, limits: sandbox.Limits) -> Decision:
-    """Needs claim's outputs. What is wrong with model or golden set is a failed finding; what is wrong around them raises."""
+    """Needs claim's outputs. What is wrong with model or golden set is a failed finding; what is wrong around them raises.
+
+    `BadSpec` is raised when claim's outputs are missing, and as `sandbox.MissingWalls` when this place cannot wall a model in.
+    """
     if not spec.inputs.get("artifacts_uri"):
         raise BadSpec("export needs inputs.artifacts_uri, which claim puts out")
     with sandbox.workplace() as place:
@@ -181,7 +184,7 @@ def _insist_on_inputs(sketch: Outline, golden: Golden) -> None:
 
 
 def _walls(ended: sandbox.Ended) -> Finding:
-    """Missing walls do not fail a model; they are said, so that the place can be made better."""
+    """Which walls stood. In a lenient place some may be missing: no fault of the model, and said, so that the place can be made better."""
     stood = ", ".join(sandbox.WALLS[name] for name in ended.walls) or "no walls"
     if not ended.missing_walls:
         return passed("sandbox", f"the model was loaded with {stood}")

@@ -8,6 +8,7 @@ truth, so all that a delivery must remember lies there as tags (named in the con
 from __future__ import annotations
 
 import os
+import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 PRODUCTION, PREVIOUS = "production", "previous"
 DELIVERY = "penstock.delivery"  # the delivery that has, or last had, this version
+DRY_RUN = "dry_run"
 OUTCOME = "penstock.outcome"  # promoted, refused, rolled_back, inconclusive, superseded, error, dry_run; absent while a delivery lives
 ENDED_AT = "penstock.ended_at"
 ENDED = "penstock.ended"
@@ -32,6 +34,7 @@ PROMOTING = "penstock.promoting"  # set before the gateway's stable changes, rem
 SEMANTIC_VERSION = "penstock.semantic_version"
 BUNDLE_URI, BUNDLE_SHA256 = "penstock.bundle.uri", "penstock.bundle.sha256"
 GOLDEN_URI, GOLDEN_SHA256 = "penstock.golden_set.uri", "penstock.golden_set.sha256"  # on the registered model
+WAITING_S = 24 * 3600.0  # older than this, a version without an outcome is no reason to stop another: its delivery is dead, or nobody's
 WHY_LIMIT = 500  # characters: a sentence, also where a store has short tag columns
 
 _ARTIFACTS_API = "api/2.0/mlflow-artifacts/artifacts"
@@ -48,12 +51,16 @@ class NoGoldenSet(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
-    """One registered version. `run_id` is empty when it was registered without a run; `bundle` is set once it was packaged."""
+    """One registered version. `run_id` is empty when it was registered without a run; `bundle` is set once it was packaged.
+
+    `created_s` is the Unix time by the registry's clock.
+    """
 
     model: str
     number: int
     run_id: str
     tags: Mapping[str, str]
+    created_s: float = 0.0
 
     @property
     def bundle(self) -> Bundle | None:
@@ -64,6 +71,13 @@ class ModelVersion:
         """The live delivery that has this version and is not `delivery`: it was named and has no outcome yet."""
         holder = self.tags.get(DELIVERY)
         return holder if holder and holder != delivery and OUTCOME not in self.tags else None
+
+    @property
+    def never_tried(self) -> bool:
+        """No delivery has it now or took it to an end. A dry run is none, unless it was the run of its own event: that run happens once."""
+        if self.tags.get(OUTCOME) == DRY_RUN:
+            return self.tags.get(DELIVERY) != f"deliver__{self.model}__v{self.number}"
+        return DELIVERY not in self.tags and OUTCOME not in self.tags
 
     @property
     def name(self) -> str:
@@ -184,25 +198,29 @@ class Registry:
                 raise NoGoldenSet(f"registered model {model} has no tag {key}")
         return Bundle(uri=http_address(self.tracking_uri, tags[GOLDEN_URI]), sha256=tags[GOLDEN_SHA256])
 
-    def wanted(self, model: str, trigger: Trigger) -> list[int]:
-        """Versions that carry the marker and never had a delivery, oldest first. An unknown model has none.
+    def wanted(self, model: str, trigger: Trigger) -> list[ModelVersion]:
+        """Versions that carry the marker and never had a delivery, but for dry runs, oldest first. An unknown model has none.
 
         A version below production that is marked by a tag only is left alone: newer ones went past it, and delivering it now would be a
         step back that nobody asked for. The alias is different: it was moved there on purpose.
         """
-        fresh = [each for each in self.versions(model) if DELIVERY not in each.tags and OUTCOME not in each.tags]
+        fresh = [each for each in self.versions(model) if each.never_tried]
         if not fresh:
             return []
         aliases = self.aliases(model)
-        marked = [each.number for each in fresh if _marked(each, trigger, aliases)]
+        marked = [each for each in fresh if _marked(each, trigger, aliases)]
         production, aliased = aliases.get(PRODUCTION, 0), aliases.get(trigger.marker)
-        return [number for number in marked if number > production or (number == aliased != production)]
+        return [each for each in marked if each.number > production or (each.number == aliased != production)]
 
-    def newer_wanted(self, model: str, number: int, trigger: Trigger) -> int | None:
-        """The newest version above `number` that carries the marker and has no outcome; None when there is none."""
-        aliases = self.aliases(model)
-        newer = [each for each in self.versions(model) if each.number > number and OUTCOME not in each.tags]
-        return max((each.number for each in newer if _marked(each, trigger, aliases)), default=None)
+    def newer_wanted(self, model: str, number: int, trigger: Trigger, now_s: float | None = None) -> int | None:
+        """The newest version above `number` that carries the marker and is being delivered or will be; None when there is none.
+
+        One that is older than `WAITING_S` does not count: a delivery that died without an outcome must not stop older ones for ever.
+        """
+        aliases, since_s = self.aliases(model), (time.time() if now_s is None else now_s) - WAITING_S
+        newer = [each for each in self.versions(model) if each.number > number and each.created_s > since_s]
+        waiting = [each for each in newer if each.never_tried or OUTCOME not in each.tags]
+        return max((each.number for each in waiting if _marked(each, trigger, aliases)), default=None)
 
     def marked(self, version: ModelVersion, trigger: Trigger) -> bool:
         """Whether a version carries the policy's marker, so that its event asks for a delivery."""
@@ -233,7 +251,8 @@ def _marked(version: ModelVersion, trigger: Trigger, aliases: Mapping[str, int])
 
 
 def _version(row: MlflowVersion) -> ModelVersion:
-    return ModelVersion(model=row.name, number=int(row.version), run_id=row.run_id or "", tags=dict(row.tags))
+    created_s = int(row.creation_timestamp or 0) / 1000
+    return ModelVersion(model=row.name, number=int(row.version), run_id=row.run_id or "", tags=dict(row.tags), created_s=created_s)
 
 
 def _there(call: Any, *arguments: Any, what: str, **named: Any) -> Any:

@@ -24,10 +24,12 @@ def run(spec: Spec, evidence: Path) -> Decision:
 
 
 def sweep(triggers: Mapping[str, Trigger], registry: Registry) -> Decision:
-    """Model and version of each, oldest version first; a policy whose model is not registered yet wants nothing."""
-    wanted = [[model, number] for model, trigger in sorted(triggers.items()) for number in registry.wanted(model, trigger)]
-    why = f"{len(wanted)} versions want a delivery and have none, in {len(triggers)} policies"
-    return Decision(findings=(passed("versions_waiting", why, observed=float(len(wanted))),), outputs={"wanted": wanted[:MOST]})
+    """Model and version of each, the longest registered first; a policy whose model is not registered yet wants nothing."""
+    found = [each for model, trigger in triggers.items() for each in registry.wanted(model, trigger)]
+    waiting = sorted(found, key=lambda each: (each.created_s, each.model, each.number))
+    why = f"{len(waiting)} versions want a delivery and have none, in {len(triggers)} policies"
+    wanted = [[each.model, each.number] for each in waiting[:MOST]]
+    return Decision(findings=(passed("versions_waiting", why, observed=float(len(waiting))),), outputs={"wanted": wanted})
 
 
 def _triggers(spec: Spec) -> dict[str, Trigger]:

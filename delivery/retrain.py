@@ -1,12 +1,14 @@
 """The task `retrain`: runs a model's own training module and insists that it registered a new version that asks for delivery.
 
 The module runs in the environment that the policy names, as a process of its own with an environment of a few words, and is stopped at its
-time limit. What it registers is delivered by the registry's event, like any other version; nothing is started here.
+time limit, when this task is told to end, and by the kernel when this task is killed. What it registers is delivered by the registry's
+event, like any other version; nothing is started here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from typing import TypeVar
 
 from delivery.findings import Refusal, failed, passed, refused
 from delivery.registry import ModelVersion, Registry
+from delivery.walls import die_with
 from validation.contract import BadSpec, Decision, Finding, Spec
 from validation.policy import BadPolicy, Retrain, Trigger, parse
 
@@ -83,6 +86,7 @@ def _run_limited(command: list[str], folder: str, environ: Mapping[str, str], ti
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=functools.partial(die_with, os.getpid()),  # noqa: PLW1509 - two system calls and no lock
         )
         try:
             return process.wait(timeout_s)

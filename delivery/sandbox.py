@@ -1,8 +1,10 @@
 """Runs one of our modules on foreign files in a process that can harm nobody: the only place where a foreign model is loaded.
 
 `export` calls it. The module's `main(inputs, outputs)` runs behind the walls of `delivery.walls`: no network, no file but its own inputs,
-outputs and the interpreter, no other process in sight, no privilege, limits on memory, time and file size. What it leaves is data from a
-stranger: `read_result` opens plain files of a bounded size only, and nothing here unpickles anything. It does not judge what was left.
+outputs and the interpreter, no other process in sight, no privilege, limits on memory, time and file size. Where the kernel refuses the
+walls of `NEEDED`, nothing is loaded, unless `PENSTOCK_SANDBOX=lenient` says that the place itself is wall enough. What it leaves is data
+from a stranger: `read_result` opens plain files of a bounded size only, and nothing here unpickles anything. It does not judge what was
+left.
 """
 
 from __future__ import annotations
@@ -15,12 +17,13 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from delivery.walls import BROKEN
+from delivery.walls import BROKEN, REPORT
+from validation.contract import BadSpec
 
 LOG_TAIL_BYTES = 65_536
 NOBODY = 65534  # the unprivileged user of a sandbox that root starts
@@ -32,6 +35,12 @@ WALLS = {
     "user": "no privileges",
 }
 """The walls that the kernel may or may not grant; limits and the stripped environment stand always."""
+
+NEEDED = ("network", "files")  # without these a foreign model reads credentials and sends them away
+
+
+class MissingWalls(BadSpec):
+    """The kernel refuses walls that are needed: no fault of the model, and no retry builds them. Nothing of the model was loaded."""
 
 
 class SandboxBroken(RuntimeError):
@@ -105,10 +114,15 @@ def workplace() -> Iterator[Workplace]:
 
 
 def run(module: str, place: Workplace, limits: Limits) -> Ended:
-    """Runs `module.main(inputs, outputs)` and returns when it and all that it started is gone. Raises `SandboxBroken`."""
+    """Runs `module.main(inputs, outputs)` and returns when it and all that it started is gone.
+
+    Raises `MissingWalls` before the module runs, and `SandboxBroken` when our own part failed.
+    """
     _open_to_nobody(place)
+    needed = needed_walls()
     read_end, write_end = os.pipe()
-    job = {"module": module, "root": str(place.root), "report": write_end, "nobody": NOBODY, "limits": asdict(limits)}
+    words = {"module": module, "root": str(place.root), "needed": needed, "parent": os.getpid()}
+    job = {**words, "report": write_end, "nobody": NOBODY, "limits": asdict(limits)}
     command = [sys.executable, "-I", "-m", "delivery.walls", json.dumps(job)]
     log = place.root / "log"
     with log.open("wb") as output, os.fdopen(read_end, "rb") as report:
@@ -126,9 +140,18 @@ def run(module: str, place: Workplace, limits: Limits) -> Ended:
         os.close(write_end)
         code = _wait(process, limits.wall_s)
         walls = _walls(report.read(1000))
+    if walls is None:
+        raise SandboxBroken(f"it ended before its walls stood: {_tail(log)[-500:]}")
+    if missing := [name for name in needed if name not in walls]:
+        raise MissingWalls(_refused(missing))
     if code == BROKEN:
         raise SandboxBroken(_tail(log)[-500:])
     return Ended(exit_code=code, walls=walls, log=_tail(log))
+
+
+def needed_walls(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """None in a place that says `PENSTOCK_SANDBOX=lenient`; with any other word, or none, all of `NEEDED`."""
+    return () if environ.get("PENSTOCK_SANDBOX") == "lenient" else NEEDED
 
 
 def read_result(place: Workplace, name: str, limit_bytes: int) -> bytes:
@@ -189,9 +212,19 @@ def _open_to_nobody(place: Workplace) -> None:
             place.outputs.chmod(0o775)
 
 
-def _walls(report: bytes) -> tuple[str, ...]:
+def _walls(report: bytes) -> tuple[str, ...] | None:
+    """None without a report: then nobody knows what stood."""
     names = report.decode(errors="replace").split()
-    return tuple(name for name in WALLS if name in names)
+    return tuple(name for name in WALLS if name in names) if names[:1] == [REPORT] else None
+
+
+def _refused(missing: Iterable[str]) -> str:
+    walls = " and ".join(f"{name} ({WALLS.get(name, 'unknown')})" for name in missing)
+    return (
+        f"the kernel refused the sandbox's walls {walls}, and a foreign model is not loaded without them: allow user namespaces for this "
+        "user or container, or, where export already runs in a container of its own that reaches nothing of worth, "
+        "set PENSTOCK_SANDBOX=lenient"
+    )
 
 
 def _tail(log: Path) -> str:

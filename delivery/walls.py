@@ -4,9 +4,12 @@ Three processes, one inside the other. The outer one leaves the machine's namesp
 builds a file system with nothing in it but the interpreter and the module's folders, and reports which walls stand; the worker gives up
 every privilege, takes its limits and runs the module. The warden and the outer one run our code only. When either dies, all of it dies.
 
+The walls that the job calls needed are checked before foreign code runs: when one of them is missing, the worker is not started. When the
+process that started this one is killed, all of it dies too.
+
 Everything is done with system calls through ctypes (see namespaces(7), pivot_root(2), mount_setattr(2), capabilities(7)), because the tools
 that do the same (bwrap, unshare, nsjail) are not on every machine. Where the kernel or a container refuses namespaces, the walls that
-need them are missing and the report says so; limits, stripped environment and the change of user remain.
+need them are missing and the report says so; a job that needs none of them keeps limits, stripped environment and the change of user.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ ATTR_READ_ONLY, ATTR_NO_SUID, ATTR_NO_DEVICES = 1, 2, 4
 PARENT_DEATH_SIGNAL, SET_DUMPABLE, NO_NEW_PRIVILEGES = 1, 4, 38  # prctl(2)
 CAPABILITY_VERSION = 0x20080522
 MOST_PROCESSES = 4096
+REPORT = "walls"  # first word of the report: without it nobody knows what stood
 BROKEN = 70  # exit code when our own part fails, before foreign code runs (EX_SOFTWARE in BSD's sysexits.h)
 SMALL, ROOMY = "size=16m,mode=755", "size=1g,mode=1777"
 SYSTEM_FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/etc/ld.so.cache", "/sys/devices/system/cpu")
@@ -43,7 +47,8 @@ class _MountAttributes(ctypes.Structure):
 
 
 def main(job: dict[str, Any]) -> int:
-    """Exit code of the worker; 128 + n when signal n ended it."""
+    """Exit code of the worker; 128 + n when signal n ended it; `BROKEN` when a needed wall is missing and the worker was not started."""
+    die_with(job["parent"])
     walls = ["network", "processes"] if _leave_namespaces() else []
     return _in_child(lambda: _warden(job, walls))
 
@@ -56,8 +61,10 @@ def _warden(job: dict[str, Any], walls: list[str]) -> int:
         walls = [*walls, "files"]
     if os.geteuid() != 0 or _may_change_user():
         walls = [*walls, "user"]
-    os.write(job["report"], " ".join(walls).encode())
+    os.write(job["report"], " ".join([REPORT, *walls]).encode())
     os.close(job["report"])
+    if not set(job["needed"]) <= set(walls):
+        return BROKEN
     return _in_child(lambda: _worker(job, bounded_processes="processes" in walls))
 
 
@@ -219,6 +226,13 @@ def _take_limits(limits: dict[str, Any], *, bounded_processes: bool) -> None:
         hard = resource.getrlimit(which)[1]
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(which, (least, least))
+
+
+def die_with(parent: int) -> None:
+    """The kernel kills this process when its parent dies, across exec; at once when `parent` is dead. Allowed between fork and exec."""
+    _prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(BROKEN)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -1,6 +1,7 @@
 """A stand-in for Triton's launcher: takes its flags, speaks its gRPC, and misbehaves as `--behaviour` says. Run as a program by tests."""
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -19,10 +20,12 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.answered = 0
 
     def ModelReady(self, request, context):  # noqa: N802 - the protocol's name
-        return service_pb2.ModelReadyResponse(ready=self.behaviour != "deaf")
+        return service_pb2.ModelReadyResponse(ready=self.behaviour not in {"deaf", "refusing"})
 
     def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
         self.answered += 1
+        if self.behaviour == "killed_under_load" and self.answered == 50:  # after the warm-up
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.behaviour == "slow":
             time.sleep(0.03)
         if self.behaviour == "failing" and self.answered % 20 == 0:
@@ -44,8 +47,12 @@ def main():
     for name in ("name", "repository", "http", "grpc", "metrics"):
         parser.add_argument(f"--{name}", required=True)
     options = parser.parse_args()
+    if options.behaviour in {"unloadable", "refusing"}:
+        print("| irises | 1 | UNAVAILABLE: Internal: the file is no ONNX model | ", flush=True)
     if options.behaviour == "unloadable":
-        sys.exit("| irises | 1 | UNAVAILABLE: Internal: the file is no ONNX model | \nerror: creating server: failed to load all models")
+        sys.exit("error: creating server: failed to load all models")
+    if options.behaviour == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
     if options.behaviour == "not_installed":
         print("cannot start Triton: there is no wheel", file=sys.stderr)
         sys.exit(78)

@@ -12,6 +12,8 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow_home import ROOT
 
+from validation.policy import read_policy
+
 NOUNS = ["claim", "export", "golden_set", "package", "latency_benchmark", "start_candidate", "shadow"]
 STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
 
@@ -60,16 +62,55 @@ def test_the_form_offers_version_strategy_and_dry_run(dags: DagBag) -> None:
     assert params.get_param("version").schema["minimum"] == 1
 
 
+def test_tasks_have_the_time_that_the_policy_gives_them(dags: DagBag) -> None:
+    """The outer limit is longer than the task's own, so that the task itself says how it ended."""
+    policy, tasks = read_policy(ROOT / "dags" / "policies" / "digits.toml"), dags.dags["deliver_digits"].task_dict
+    assert tasks["shadow"].timeout_s == policy.shadow.max_seconds + 60
+    assert tasks["latency_benchmark"].timeout_s == policy.latency_benchmark.max_seconds + 180
+    assert [tasks[f"rollback_sensor_{step.permille}"].timeout_s - step.max_seconds for step in policy.rollout.steps] == [60] * 4
+
+
+def test_a_training_runs_once_and_ends_by_its_own_limit(dags: DagBag) -> None:
+    """Airflow neither trains a second time after a crash nor stops the training before its own limit does."""
+    task = dags.dags["retrain_digits"].get_task("retrain")
+    assert (task.timeout_s, task.retries) == (660.0, 0)
+
+
+def test_an_offer_that_fails_is_told(dags: DagBag) -> None:
+    """A version that the sweep found and could not offer is no secret."""
+    assert dags.dags["registry_sweep"].get_task("offer").partial_kwargs["on_failure_callback"]
+
+
+def told_of(policies: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code after the DAGs of these policies were loaded as `bag`, in a process of its own."""
+    load = f"import airflow_home\nfrom airflow.dag_processing.dagbag import DagBag\nbag = DagBag({str(ROOT / 'dags')!r})\n"
+    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent), "PENSTOCK_POLICIES": str(policies), "HOME": str(policies)}
+    return subprocess.run([sys.executable, "-c", load + code], env=environ, capture_output=True, text=True, check=True)
+
+
 def test_a_broken_policy_stops_its_own_model_only(tmp_path: Path) -> None:
     """A policy with an unknown key becomes a delivery that fails with the reason; other models load as ever."""
     shutil.copy(ROOT / "dags" / "policies" / "digits.toml", tmp_path)
     text = (tmp_path / "digits.toml").read_text()
     (tmp_path / "fraud.toml").write_text(text.replace('"digits"', '"fraud"').replace("owner =", "onwer ="))
-    code = (
-        "import airflow_home\nfrom airflow.dag_processing.dagbag import DagBag\n"
-        f"bag = DagBag({str(ROOT / 'dags' / 'deliver.py')!r})\nprint(sorted(bag.dags), bag.dags['deliver_fraud'].get_task('claim').why)"
-    )
-    environ = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parent), "PENSTOCK_POLICIES": str(tmp_path), "HOME": str(tmp_path)}
-    told = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True).stdout
-    assert "['deliver_digits', 'deliver_fraud']" in told
+    (tmp_path / "spam.toml").write_bytes(b'model = "\xe4"')
+    told = told_of(tmp_path, "print(bag.import_errors, sorted(bag.dags), bag.dags['deliver_fraud'].get_task('claim').why)").stdout
+    assert "{} ['deliver_digits', 'deliver_fraud', 'deliver_spam', 'registry_sweep', 'retrain_digits']" in told
     assert "fraud.toml: unknown key onwer; allowed here: model, owner" in told
+
+
+def test_files_that_are_no_models_stop_nobody(tmp_path: Path) -> None:
+    """A copy or an editor's lock file beside the policies makes no DAG and breaks none; the log says so."""
+    for name in ("digits.toml", "digits copy.toml"):
+        shutil.copy(ROOT / "dags" / "policies" / "digits.toml", tmp_path / name)
+    (tmp_path / ".#digits.toml").symlink_to("nobody@nowhere")
+    told = told_of(tmp_path, "print(bag.import_errors, sorted(bag.dags))")
+    assert "{} ['deliver_digits', 'registry_sweep', 'retrain_digits']" in told.stdout
+    assert "no DAG is made of a file whose name is no model's: digits copy.toml: " in told.stdout + told.stderr
+
+
+def test_a_training_may_be_started_by_hand_only(tmp_path: Path) -> None:
+    """The schedule `none` makes a DAG that nothing starts but people."""
+    text = (ROOT / "dags" / "policies" / "digits.toml").read_text()
+    (tmp_path / "digits.toml").write_text(text.replace('"0 3 * * 1"', '"none"'))
+    assert "NullTimetable" in told_of(tmp_path, "print(type(bag.dags['retrain_digits'].timetable).__name__)").stdout

@@ -36,9 +36,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import LinearSVC
 
-from delivery.export import export
+from delivery.export import _walls, export
 from delivery.registry import GOLDEN_SHA256, SEMANTIC_VERSION, Registry
-from delivery.sandbox import Limits
+from delivery.sandbox import Ended, Limits
 from validation.bundle import OpenBundle, Tensor, read_bundle
 from validation.contract import BadSpec, Bundle, Decision, Outcome, Stable
 
@@ -48,6 +48,12 @@ DRAWN = np.random.default_rng(7)
 FEATURES = DRAWN.normal(size=(ROWS, 4)).astype(np.float32)
 LABELS = (FEATURES.sum(axis=1) > 0).astype(np.int64) + (FEATURES[:, 0] > 1)
 SIGNATURE = ModelSignature(inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, 4), "features")]))
+
+
+@pytest.fixture(autouse=True)
+def lenient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests run on kernels that refuse walls too."""
+    monkeypatch.setenv("PENSTOCK_SANDBOX", "lenient")
 
 
 def run(registry: Registry, model: str, version: int, folder: Path, limits: Limits = LIMITS, **fields: Any) -> Decision:
@@ -358,3 +364,21 @@ def test_export_without_a_claim_is_a_bad_spec(registry: Registry, model: str, tm
     """Where the bundle goes is claim's to say."""
     with pytest.raises(BadSpec, match="artifacts_uri"):
         export(spec("export", model, 1, tmp_path), tmp_path, registry, LIMITS)
+
+
+def test_missing_walls_are_said_in_a_lenient_place() -> None:
+    """They do not fail a model, and the finding names them with what to do."""
+    said = _walls(Ended(exit_code=0, walls=("user",), log=""))
+    assert said.outcome is Outcome.PASSED
+    assert "refused the walls network, files, processes" in said.why
+    assert "user namespaces" in str(said.advice)
+
+
+def test_missing_walls_refuse_the_export_elsewhere(registry: Registry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a needed wall is missing and nobody allowed that, the export ends as a bad spec does: no verdict, no retry, no bundle."""
+    monkeypatch.delenv("PENSTOCK_SANDBOX")
+    monkeypatch.setattr("delivery.sandbox.NEEDED", ("network", "moat"))
+    golden(registry, model, tmp_path)
+    with pytest.raises(BadSpec, match="PENSTOCK_SANDBOX=lenient"):
+        run(registry, model, log_sklearn(model, classifier()), tmp_path)
+    assert not (tmp_path / "artifacts").exists()

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,12 +88,26 @@ def test_a_model_that_does_not_load_fails_with_the_servers_reason(benchmark):
     assert finding.why == "does not load: Internal: the file is no ONNX model"
 
 
-def test_a_server_that_never_is_ready_fails(benchmark, monkeypatch):
-    """Not being ready in time is a failure, not a pass and not a wait without end."""
+def test_a_server_that_is_silent_is_an_error(benchmark, monkeypatch):
+    """A server that is not ready in time and names no model is no proof against the model: no verdict, but a retry."""
     monkeypatch.setattr(latency_benchmark, "READY_TIMEOUT_S", 0.5)
-    (finding,) = benchmark("deaf")
+    with pytest.raises(ServerTrouble, match=r"was not ready after 0\.5 s"):
+        benchmark("deaf")
+
+
+def test_a_silent_server_that_refused_the_model_fails(benchmark, monkeypatch):
+    """Triton's own table condemns the model also when the server does not end over it."""
+    monkeypatch.setattr(latency_benchmark, "READY_TIMEOUT_S", 2.0)
+    (finding,) = benchmark("refusing")
     assert (finding.name, finding.outcome) == ("loads", Outcome.FAILED)
-    assert "not ready after 0.5 s" in finding.why
+    assert finding.why == "does not load: Internal: the file is no ONNX model"
+
+
+@pytest.mark.parametrize(("behaviour", "words"), [("killed", "ended with status -9"), ("killed_under_load", "killed during the load")])
+def test_a_killed_server_is_an_error(benchmark, behaviour, words):
+    """A server that the machine killed, before or under the load, says nothing about the model."""
+    with pytest.raises(ServerTrouble, match=words):
+        benchmark(behaviour, min_queries=300, max_seconds=1.0)
 
 
 def test_a_machine_without_triton_is_an_error(benchmark):
@@ -107,10 +123,41 @@ def test_no_launcher_is_an_error(benchmark, monkeypatch):
         benchmark()
 
 
-def test_a_taken_port_is_no_fault_of_the_model():
-    """A server that could not bind is worth a retry; one that refuses the model is not."""
-    assert isinstance(latency_benchmark._ended(1, "Unable to bind: Address already in use"), ServerTrouble)
-    assert isinstance(latency_benchmark._ended(1, "failed to load all models"), DoesNotLoad)
+TABLE = "| {} | 1 | UNAVAILABLE: {} |\nerror: creating server: Internal - failed to load all models"
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "words"),
+    [
+        (TABLE.format("irises", "Internal: bad file"), DoesNotLoad, "^Internal: bad file$"),
+        ("Poll failed for model directory 'irises': failed to read config.pbtxt\"\n", DoesNotLoad, r"^failed to read config\.pbtxt$"),
+        ("error: creating server: Internal - failed to load all models", ServerTrouble, "failed to load all models"),
+        (TABLE.format("another", "Internal: bad file"), ServerTrouble, "failed to load all models"),
+        (TABLE.format("irises", "Internal: Unable to initialize shared memory: No space left on device"), ServerTrouble, "No space left"),
+        ("Unable to bind: Address already in use", ServerTrouble, "already in use"),
+        ("", ServerTrouble, "its log is empty"),
+    ],
+)
+def test_only_tritons_own_words_condemn_the_model(tmp_path, log, kind, words):
+    """Its table of models, or its reading of the configuration; whatever else ends the server is worth a retry."""
+    (tmp_path / "log").write_text(log)
+    trouble = latency_benchmark._trouble("ended", "irises", tmp_path / "log")
+    assert type(trouble) is kind
+    assert re.search(words, str(trouble))
+
+
+def test_a_killed_gate_leaves_no_server(tmp_path):
+    """When the gate dies without a word, the kernel ends its server."""
+    code = (
+        "import sys, time\nfrom validation.latency_benchmark import _start\n"
+        f"print(_start([sys.executable, '-c', 'import time; time.sleep(600)'], open({str(tmp_path / 'log')!r}, 'wb')).pid, flush=True)\n"
+        "time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as gate:
+        server = psutil.Process(int(gate.stdout.readline()))
+        gate.kill()
+    psutil.wait_procs([server], timeout=10)
+    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 
 def children():

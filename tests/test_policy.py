@@ -6,10 +6,24 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from airflow.utils.dates import cron_presets
+from croniter import croniter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validation.policy import BadPolicy, GoldenSet, Policy, parse, read_policies, read_policy, section
+from validation.policy import (
+    BY_HAND,
+    CRON_FIELDS,
+    PRESETS,
+    BadPolicy,
+    GoldenSet,
+    Policy,
+    is_model_name,
+    parse,
+    read_policies,
+    read_policy,
+    section,
+)
 
 DIGITS = Path(__file__).parents[1] / "dags" / "policies" / "digits.toml"
 STEPS = ("rollout", "steps")
@@ -114,7 +128,14 @@ def test_values_of_another_kind_are_refused(rows, place, value, words):
         (("golden_set", "rtol"), 2.0, r"golden_set\.rtol"),
         (("golden_set", "metrics"), [], "at least one metric"),
         (("golden_set", "metrics", 0, "name"), "f2", "allowed: accuracy"),
-        (("golden_set", "metrics", 0, "within_training"), 0.0, "above 0 to 1"),
+        (("golden_set", "metrics", 0, "within_training"), 0.0, "above 0 to below 1"),
+        (("golden_set", "metrics", 0, "within_training"), 1.0, "within_training is 1.0; allowed: above 0 to below 1"),
+        (("golden_set", "metrics", 0, "not_worse_than_stable"), 1, "not_worse_than_stable is 1.0"),
+        (("shadow", "exclude_error_rate"), 0.001, r"shadow\.exclude_error_rate 0\.001 must lie above rollout\.error_limit 0\.001"),
+        (("owner",), "", "1 to 80"),
+        (("owner",), " ml", "1 to 80"),
+        (("owner",), "a" * 81, "1 to 80"),
+        (("owner",), "a\nb", "1 to 80"),
         (("latency_benchmark", "rate_per_s"), 0, r"rate_per_s is 0\.0; allowed: above 0"),
         (("shadow", "permille"), 1001, "from 1 to 1000"),
         (("shadow", "min_seconds"), 90.0, "must lie below max_seconds"),
@@ -149,6 +170,54 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, text, words):
     (tmp_path / "other.toml").write_text(text)
     with pytest.raises(BadPolicy, match=words):
         read_policy(tmp_path / "other.toml")
+
+
+@pytest.mark.parametrize("data", ['model = "m\u00fcller"'.encode("latin-1"), b"a = " + b"[" * 5000])
+def test_a_file_of_other_bytes_is_a_bad_policy(tmp_path, data):
+    """A file in another encoding, or nested beyond reading, is named like any other bad one."""
+    (tmp_path / "other.toml").write_bytes(data)
+    good, bad = read_policies(tmp_path)
+    assert (good, list(bad)) == ({}, ["other"])
+    assert bad["other"].startswith("other.toml: ")
+
+
+@pytest.mark.parametrize(
+    "schedule", ["", "None", "daily", "@once", "@daily ", "* * * *", "* * * * * *", "60 * * * *", "0 24 * * *", "0 0 0 * *", "0 0 * 13 *"]
+)
+def test_a_schedule_that_is_none_is_refused(rows, schedule):
+    """A schedule that Airflow cannot read would stop every retraining from loading."""
+    with pytest.raises(BadPolicy, match=r"retrain\.schedule .*: expected five numeric cron fields"):
+        parse(Policy, changed(rows, ("retrain", "schedule"), schedule))
+
+
+@pytest.mark.parametrize("part", ["*/0", "5/10", "9-5", "a", "1-", ",", "**", "1--2", "*/99", "MON", "+1"])
+def test_a_part_of_a_schedule_that_is_none_is_refused(rows, part):
+    """Steps from 1, ranges upwards, numbers only."""
+    with pytest.raises(BadPolicy, match=r"retrain\.schedule"):
+        parse(Policy, changed(rows, ("retrain", "schedule"), f"{part} * * * *"))
+
+
+def cron_fields(low, high):
+    numbers = st.integers(low, high)
+    ranges = st.tuples(numbers, numbers).map(sorted).map("{0[0]}-{0[1]}".format)
+    parts = numbers.map(str) | ranges | st.just("*") | st.tuples(ranges | st.just("*"), st.integers(1, high)).map("{0[0]}/{0[1]}".format)
+    return st.lists(parts, min_size=1, max_size=3).map(",".join)
+
+
+@given(st.tuples(*(cron_fields(*bounds) for bounds in CRON_FIELDS.values())).map(" ".join) | st.sampled_from((*PRESETS, BY_HAND)))
+def test_schedules_that_are_taken_are_airflows(schedule):
+    """Whatever passes here can be read by the library that Airflow reads schedules with."""
+    rows = tomllib.loads(DIGITS.read_text())
+    taken = parse(Policy, changed(rows, ("retrain", "schedule"), schedule)).retrain.schedule
+    assert taken == BY_HAND or croniter(cron_presets.get(taken, taken)).expanded
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"), [("digits", True), ("a-b2", True), ("digits copy", False), (".#digits", False), ("a" * 61, False), ("", False)]
+)
+def test_names_of_models_are_told_from_other_words(text, is_one):
+    """A file's stem may be anything; a model's name is what clusters, DAGs and files can be called."""
+    assert is_model_name(text) is is_one
 
 
 def test_one_bad_file_does_not_stop_the_others(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,10 @@ def test_a_golden_set_needs_address_and_digest(registry: Registry, model: str, m
     assert registry.golden_set(model).uri == f"{mlflow_address}/api/2.0/mlflow-artifacts/artifacts/0/r/artifacts/golden.parquet"
 
 
+def wanted(registry: Registry, model: str, trigger: Trigger) -> list[int]:
+    return [each.number for each in registry.wanted(model, trigger)]
+
+
 def test_wanted_are_marked_versions_without_a_delivery(registry: Registry, model: str) -> None:
     """A marker as tag or alias asks for a delivery; one that began, or ended, does not ask again."""
     register_any(registry, model, candidate="yes")
@@ -170,10 +175,10 @@ def test_wanted_are_marked_versions_without_a_delivery(registry: Registry, model
     register_any(registry, model, **{"candidate": "yes", DELIVERY: "d"})
     register_any(registry, model)
     registry._client.set_registered_model_alias(model, "candidate", "4")
-    assert registry.wanted(model, BY_ANY) == [1, 4]
-    assert registry.wanted(model, BY_TAG) == [1]
-    assert registry.wanted(model, BY_ALIAS) == [4]
-    assert registry.wanted("nowhere", BY_ANY) == []
+    assert wanted(registry, model, BY_ANY) == [1, 4]
+    assert wanted(registry, model, BY_TAG) == [1]
+    assert wanted(registry, model, BY_ALIAS) == [4]
+    assert wanted(registry, "nowhere", BY_ANY) == []
 
 
 def test_a_marked_version_older_than_production_is_left_alone(registry: Registry, model: str) -> None:
@@ -181,9 +186,9 @@ def test_a_marked_version_older_than_production_is_left_alone(registry: Registry
     for _ in range(2):
         register_any(registry, model, candidate="yes")
     registry.move_production(model, 2)
-    assert registry.wanted(model, BY_ANY) == []
+    assert wanted(registry, model, BY_ANY) == []
     registry._client.set_registered_model_alias(model, "candidate", "1")
-    assert registry.wanted(model, BY_ANY) == [1]
+    assert wanted(registry, model, BY_ANY) == [1]
 
 
 def test_the_newest_wanted_version_supersedes(registry: Registry, model: str) -> None:
@@ -192,3 +197,24 @@ def test_the_newest_wanted_version_supersedes(registry: Registry, model: str) ->
         register_any(registry, model, **tags)
     assert registry.newer_wanted(model, 1, BY_ANY) == 3
     assert registry.newer_wanted(model, 3, BY_ANY) is None
+
+
+def test_a_dry_run_is_no_delivery(registry: Registry, model: str) -> None:
+    """A version that somebody tried out is wanted still, and supersedes; when its own event's run was the dry run, it had its turn."""
+    register_any(registry, model)
+    register_any(registry, model, **{"candidate": "yes", OUTCOME: "dry_run", DELIVERY: "manual__1"})
+    register_any(registry, model, **{"candidate": "yes", OUTCOME: "dry_run", DELIVERY: f"deliver__{model}__v3"})
+    register_any(registry, model, **{OUTCOME: "dry_run", DELIVERY: "manual__2"})
+    assert wanted(registry, model, BY_ANY) == [2]
+    assert registry.newer_wanted(model, 1, BY_ANY) == 2
+
+
+def test_a_dead_delivery_supersedes_for_a_day_only(registry: Registry, model: str) -> None:
+    """A newer version that is claimed, or waits, stops older ones; without an outcome a day later it does no more."""
+    for tags in ({}, {"candidate": "yes"}, {"candidate": "yes", DELIVERY: "d"}):
+        register_any(registry, model, **tags)
+    created_s = registry.version(model, 3).created_s
+    assert abs(created_s - time.time()) < 3600
+    assert registry.newer_wanted(model, 1, BY_ANY) == 3
+    assert registry.newer_wanted(model, 1, BY_ANY, now_s=created_s + 86_399) == 3
+    assert registry.newer_wanted(model, 1, BY_ANY, now_s=created_s + 86_401) is None

@@ -9,7 +9,7 @@ import pytest
 from registry_fixtures import mlflow_address_fixture, model_fixture, register_any, registry_fixture, spec  # noqa: F401 - found by name
 
 from delivery import registry_sweep
-from delivery.registry import DELIVERY, Registry
+from delivery.registry import DELIVERY, OUTCOME, ModelVersion, Registry
 from delivery.registry_sweep import MOST, sweep
 from validation.contract import BadSpec, Outcome
 from validation.policy import Trigger, section
@@ -29,16 +29,24 @@ def test_versions_without_a_delivery_are_found(registry: Registry, model: str) -
 
 
 def test_one_sweep_offers_a_bounded_number() -> None:
-    """A verdict is small: more than fifty wait for the next sweep, the oldest first."""
+    """A verdict is small: more than fifty wait for the next sweep; the longest registered come first, whatever their model is called."""
 
     class Full:
-        def wanted(self, model: str, trigger: Trigger) -> list[int]:
-            return list(range(1, 60))
+        def wanted(self, model: str, trigger: Trigger) -> list[ModelVersion]:
+            first_s = {"a": 1000.0, "b": 0.0}[model]
+            return [ModelVersion(model=model, number=n, run_id="r", tags={}, created_s=first_s + n) for n in range(1, 60)]
 
-    decision = sweep({"m": TRIGGER}, Full())  # type: ignore[arg-type]
-    assert len(decision.outputs["wanted"]) == MOST
-    assert decision.outputs["wanted"][0] == ["m", 1]
-    assert decision.findings[0].observed == 59.0
+    decision = sweep({"a": TRIGGER, "b": TRIGGER}, Full())  # type: ignore[arg-type]
+    assert decision.outputs["wanted"] == [["b", n] for n in range(1, MOST + 1)]
+    assert decision.findings[0].observed == 118.0
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "refused", "rolled_back", "inconclusive", "superseded", "error"])
+def test_a_version_with_an_outcome_is_never_offered(registry: Registry, model: str, outcome: str) -> None:
+    """Verdicts are not rolled again: one that ended is left alone, even when nobody knows by which delivery."""
+    register_any(registry, model, **{"candidate": "yes", OUTCOME: outcome})
+    register_any(registry, model, **{"candidate": "yes", OUTCOME: outcome, DELIVERY: "d"})
+    assert sweep({model: TRIGGER}, registry).outputs == {"wanted": []}
 
 
 def test_the_task_reads_the_policies_from_its_spec(registry: Registry, model: str, tmp_path: Path) -> None:

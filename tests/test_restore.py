@@ -76,7 +76,7 @@ def in_canary(registry: Registry, model: str) -> tuple[FakeDirector, FakeServers
     registry.tag(registry.version(model, 2), {DELIVERY: "mine"})
     director = FakeDirector()
     director.serves(model, stable=1, candidate=2)
-    director.put_shadow(model, 1000)
+    director.put_shadow(model, 1000, ttl_s=10)
     director.put_split(model, "mine", 100, 10)
     return director, FakeServers(names={f"{model}--v1", f"{model}--v2"})
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from registry_fixtures import mlflow_address_fixture, model_fixture, registry_fixture, spec  # noqa: F401 - found by name
 
@@ -84,6 +87,26 @@ def test_a_training_has_a_time_limit(registry: Registry, model: str, environment
     said = refusal(run(registry, model, environments, code, timeout_s=3))
     assert "stopped after 3 s" in said
     assert not any("77777" in _command(pid) for pid in os.listdir("/proc") if pid.isdigit())
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGKILL])
+def test_a_task_that_ends_leaves_no_training(tmp_path: Path, sign: signal.Signals) -> None:
+    """Told to end, the task ends its training; killed, the kernel does."""
+    training = f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(600)"
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from delivery.retrain import _run_limited
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+_run_limited([sys.executable, "-c", {training!r}], "/", os.environ, 600, Path({str(tmp_path / "log")!r}))
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as task:
+        while not (tmp_path / "up").exists():
+            assert task.poll() is None
+        trained = psutil.Process(task.pid).children()
+        task.send_signal(sign)
+    assert len(trained) == 1
+    assert psutil.wait_procs(trained, timeout=10)[1] == []
 
 
 def _command(pid: str) -> str:

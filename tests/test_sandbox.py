@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from delivery import sandbox
-from delivery.sandbox import Limits, NoResult, SandboxBroken, Workplace
+from delivery.sandbox import NEEDED, Limits, MissingWalls, NoResult, SandboxBroken, Workplace, needed_walls
+from validation.contract import BadSpec
 
 SHORT = Limits(wall_s=20, cpu_s=10, memory_bytes=1 << 30, file_bytes=1 << 20, open_files=64)
 CHILD = "delivery.export_child"
@@ -20,6 +24,19 @@ CHILD = "delivery.export_child"
 def place_fixture() -> Iterator[Workplace]:
     with sandbox.workplace() as place:
         yield place
+
+
+@pytest.fixture(autouse=True)
+def lenient_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests of single walls run on any kernel; what a missing one means has tests of its own."""
+    monkeypatch.setenv("PENSTOCK_SANDBOX", "lenient")
+
+
+@pytest.fixture(name="strict")
+def strict_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that says nothing, on a kernel that cannot build one of the walls that are needed."""
+    monkeypatch.delenv("PENSTOCK_SANDBOX")
+    monkeypatch.setattr(sandbox, "NEEDED", ("moat",))
 
 
 def hostile(place: Workplace, code: str, limits: Limits = SHORT) -> sandbox.Ended:
@@ -232,3 +249,56 @@ def test_a_module_cannot_claim_walls(place: Workplace) -> None:
     """The report is closed before foreign code runs, so nothing that it writes is taken for the report."""
     code = "import os\nfor n in range(3, 30):\n    try: os.write(n, b'network files processes user moat')\n    except OSError: pass"
     assert "moat" not in hostile(place, code).walls
+
+
+def test_without_a_needed_wall_nothing_is_loaded(place: Workplace, strict: None) -> None:
+    """A kernel that refuses a needed wall ends the run before foreign code; no retry helps, and the message names wall and remedy."""
+    with pytest.raises(MissingWalls, match=r"walls moat .*PENSTOCK_SANDBOX=lenient") as caught:
+        hostile(place, f"open({str(place.outputs / 'x')!r}, 'w').write('y')")
+    assert isinstance(caught.value, BadSpec)
+    assert not (place.outputs / "x").exists()
+
+
+def test_a_lenient_place_runs_with_what_there_is(place: Workplace, strict: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who says that the place is wall enough gets the run, and the report of what stood."""
+    monkeypatch.setenv("PENSTOCK_SANDBOX", "lenient")
+    assert "hello" in hostile(place, "print('hello')").log
+
+
+@pytest.mark.parametrize(
+    ("environ", "needed"),
+    [({}, NEEDED), ({"PENSTOCK_SANDBOX": "lenient"}, ()), ({"PENSTOCK_SANDBOX": "Lenient"}, NEEDED), ({"PENSTOCK_SANDBOX": ""}, NEEDED)],
+)
+def test_only_one_word_is_lenient(environ: dict[str, str], needed: tuple[str, ...]) -> None:
+    """A typo keeps the walls; network and files are the ones that no delivery goes without."""
+    assert needed_walls(environ) == needed
+    assert NEEDED == ("network", "files")
+
+
+def test_an_end_without_a_report_is_our_own_fault(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When nobody said which walls stood, something of ours broke: a retry, and no word about kernel or model."""
+    monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
+    with pytest.raises(SandboxBroken, match="before its walls stood"):
+        hostile(place, "pass")
+
+
+def test_a_killed_task_leaves_no_foreign_code(tmp_path: Path) -> None:
+    """When the task dies without a word, the kernel ends everything behind the walls."""
+    with sandbox.workplace() as place:
+        code = f"""
+            import sys; from pathlib import Path; sys.path.insert(0, {str(Path(__file__).parent)!r})
+            import test_sandbox; from delivery.sandbox import Limits, Workplace
+            place = Workplace(root=Path({str(place.root)!r}))
+            test_sandbox.hostile(place, "import os, time; os.fork(); open(os.environ['HOME'] + '/up', 'w'); time.sleep(600)")
+        """
+        with subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)]) as task:
+            _wait_for(place.outputs / "up", task)
+            inside = psutil.Process(task.pid).children(recursive=True)
+            task.kill()
+    assert len(inside) >= 4  # the outer process, the warden, the worker, and what it started
+    assert psutil.wait_procs(inside, timeout=10)[1] == []
+
+
+def _wait_for(path: Path, task: subprocess.Popen[bytes]) -> None:
+    while not path.exists():
+        assert task.poll() is None

@@ -10,7 +10,7 @@ First comes whether the measurement is fit to be judged (`load`), as in MLPerf L
 
 | finding         | claim                                                                                    |
 |-----------------|------------------------------------------------------------------------------------------|
-| loads           | the server came up with this model (only when it did not)                                |
+| loads           | Triton loads this model (only when Triton itself says that it does not)                  |
 | request_errors  | no query failed                                                                          |
 | load            | enough queries were sent, and sent when due; otherwise inconclusive                      |
 | p50_ms, p99_ms  | the quantile lies within the policy's limit, with 99 % confidence over all looks together |
@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import ctypes
+import functools
 import gc
 import json
 import math
@@ -36,7 +38,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tritonclient.grpc
@@ -62,16 +64,19 @@ WARM_UP_QUERIES = 30
 ROWS_DRAWN = 256
 READY_TIMEOUT_S = 60.0
 QUERY_TIMEOUT_S = 10.0
-STOP_TIMEOUT_S = 15.0
-EXIT_CONFIG = 78  # the launcher's: this machine cannot run Triton at all
+STOP_TIMEOUT_S = 8.0  # shorter than the 10 s after which a task that is told to end is killed
+PARENT_DEATH_SIGNAL = 1  # prctl(2)
+TROUBLE_OF_THE_PLACE = re.compile(r"already in use|no space left on device|cannot allocate memory|shm-size", re.IGNORECASE)
+
+_libc = ctypes.CDLL(None, use_errno=True)  # loaded here, because nothing may be loaded between fork and exec
 
 
 class ServerTrouble(RuntimeError):
-    """The private server could not be started for reasons that are not the model's; worth a retry."""
+    """The private server did not come up, or was killed, and nothing says that the model is at fault; worth a retry."""
 
 
 class DoesNotLoad(Exception):
-    """The server came up, or tried to, and does not serve this model; the message is its own reason."""
+    """Triton itself says that it cannot load this model; the message is its own reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,13 +273,32 @@ def _private_server(bundle: OpenBundle, log: Path) -> Iterator[Server]:
     server = Server(name=f"benchmark--{manifest.model}--v{manifest.version}", **_free_ports("http", "grpc", "metrics"))
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, log.open("wb") as output:
         shutil.copytree(bundle.model_directory, Path(folder) / manifest.model)
-        command = [*_launcher(), "--repository", folder, *server.flags]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = _start([*_launcher(), "--repository", folder, *server.flags], output)
         try:
             _wait_ready(process, server, manifest.model, log)
             yield server
+            _insist_not_killed(process)
         finally:
             _stop(process)
+
+
+def _start(command: list[str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """In a session of its own, to be ended as a whole; when the gate is killed, the kernel ends the server too."""
+    return subprocess.Popen(
+        command,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=functools.partial(_die_with, os.getpid()),  # noqa: PLW1509 - one system call, and this gate has no threads yet
+    )
+
+
+def _die_with(parent: int) -> None:
+    """Runs between fork and exec, and holds through the launcher's own exec; the parent may have died before the call."""
+    _libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _launcher() -> list[str]:
@@ -294,14 +318,15 @@ def _free_ports(*names: str) -> dict[str, int]:
 
 
 def _wait_ready(process: subprocess.Popen[bytes], server: Server, model: str, log: Path) -> None:
+    """Raises `DoesNotLoad` when Triton's own log refuses the model, `ServerTrouble` for every other end or silence."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
         if _is_ready(server, model):
             return
         if process.poll() is not None:
-            raise _ended(process.returncode, _reason(log))
+            raise _trouble(f"ended with status {process.returncode} before it was ready", model, log)
         time.sleep(0.05)
-    raise DoesNotLoad(f"not ready after {READY_TIMEOUT_S:g} s; {_reason(log)}")
+    raise _trouble(f"was not ready after {READY_TIMEOUT_S:g} s", model, log)
 
 
 def _is_ready(server: Server, model: str) -> bool:
@@ -312,19 +337,37 @@ def _is_ready(server: Server, model: str) -> bool:
             return False
 
 
-def _ended(status: int, reason: str) -> Exception:
-    """Whose fault it is that the server ended before it was ready."""
-    ours = status == EXIT_CONFIG or "already in use" in reason.lower()
-    return ServerTrouble(f"the private Triton could not be started: {reason}") if ours else DoesNotLoad(reason)
-
-
-def _reason(log: Path) -> str:
-    """What the server's log says about why: the status in its table of models, else its last line that speaks of a failure."""
+def _trouble(how: str, model: str, log: Path) -> Exception:
+    """Whose fault it is that the server is not ready: the model's only in Triton's own words about it."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    statuses = [match[1] for line in lines if (match := re.search(r"UNAVAILABLE: ([^|]+)", line))]
+    refusal = _refusal(lines, model)
+    if refusal and not TROUBLE_OF_THE_PLACE.search(refusal):
+        return DoesNotLoad(refusal)
+    return ServerTrouble(f"the private Triton {how}: {refusal or _last_complaint(lines)}")
+
+
+def _refusal(lines: Sequence[str], model: str) -> str | None:
+    """Triton's reason for not loading the model: its row in the table of models, else what it says of its configuration."""
+    name = re.escape(model)
+    for pattern in (rf"\|\s*{name}\s*\|[^|]*\|\s*UNAVAILABLE: ([^|]+)", rf"Poll failed for model directory '{name}': ([^\"]+)"):
+        if found := next((match[1] for line in lines if (match := re.search(pattern, line))), None):
+            return _short(found)
+    return None
+
+
+def _last_complaint(lines: Sequence[str]) -> str:
     complaints = [line for line in lines if re.search(r"error|fail|cannot|in use", line, re.IGNORECASE)]
-    found = (statuses or complaints[-1:] or lines[-1:] or ["its log is empty"])[0]
-    return " ".join(found.split())[:400]
+    return _short((complaints or lines or ["its log is empty"])[-1])
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:400]
+
+
+def _insist_not_killed(process: subprocess.Popen[bytes]) -> None:
+    """A model may crash its server, and then its queries failed; SIGKILL comes from the machine, mostly for want of memory."""
+    if process.poll() == -signal.SIGKILL:
+        raise ServerTrouble("the private Triton was killed during the load; the machine may be short of memory")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -21,6 +21,10 @@ from typing import Any, TypeVar
 MODEL_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # part of cluster, DAG and file names; `--` separates there
 TRIGGERS = ("created", "tag", "alias")
 METRICS = ("accuracy",)
+OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
+BY_HAND = "none"
+PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
+CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
 
 Section = TypeVar("Section")
 
@@ -53,8 +57,8 @@ class Metric:
     def __post_init__(self) -> None:
         _one_of((self.name,), METRICS, "golden_set.metrics.name")
         _within(self.at_least, 0, 1, "golden_set.metrics.at_least")
-        _within(self.within_training, 0, 1, "golden_set.metrics.within_training", open_low=True)
-        _within(self.not_worse_than_stable, 0, 1, "golden_set.metrics.not_worse_than_stable", open_low=True)
+        for name in ("within_training", "not_worse_than_stable"):  # a margin of 1 would let every model pass
+            _within(getattr(self, name), 0, 1, f"golden_set.metrics.{name}", open_low=True, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +152,10 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Retrain:
-    """The user's own training module, run in the named environment with the registry's address; it registers a marked version."""
+    """The user's own training module, run in the named environment with the registry's address; it registers a marked version.
+
+    `schedule` is a cron expression of five fields of numbers, one of `PRESETS`, or `none` for a training that is started by hand only.
+    """
 
     schedule: str
     environment: str
@@ -156,6 +163,9 @@ class Retrain:
     timeout_seconds: float
 
     def __post_init__(self) -> None:
+        known = self.schedule in (BY_HAND, *PRESETS) or _is_cron(self.schedule)
+        expected = f'five numeric cron fields ("0 3 * * 1"), {", ".join(PRESETS)}, or {BY_HAND}'
+        _need(known, f"retrain.schedule {self.schedule!r}: expected {expected}")
         _need(bool(re.fullmatch(r"[a-z][a-z0-9_]*", self.environment)), f"retrain.environment {self.environment!r}: expected a plain name")
         _within(self.timeout_seconds, 1, math.inf, "retrain.timeout_seconds")
 
@@ -172,8 +182,15 @@ class Policy:
     retrain: Retrain | None = None
 
     def __post_init__(self) -> None:
+        self._named()
+        least, found = self.rollout.error_limit, self.shadow.exclude_error_rate
+        _need(found > least, f"shadow.exclude_error_rate {found} must lie above rollout.error_limit {least}")
+
+    def _named(self) -> None:
         _need(bool(MODEL_NAME.fullmatch(self.model)), f"model {self.model!r}: lower-case letters, digits and single hyphens, at most 60")
         _need(len(self.model) <= 60, f"model {self.model!r} is longer than 60 characters")
+        allowed = "1 to 80 letters, digits, spaces and . , @ + / _ -, the first a letter or digit"
+        _need(bool(OWNER.fullmatch(self.owner)), f"owner {self.owner!r}: expected {allowed}")
 
 
 def read_policy(path: Path) -> Policy:
@@ -181,13 +198,16 @@ def read_policy(path: Path) -> Policy:
     try:
         policy = parse(Policy, tomllib.loads(path.read_text(encoding="utf-8")), "")
         _need(policy.model == path.stem, f"model {policy.model!r} stands in a file named {path.name}; they must agree")
-    except (BadPolicy, tomllib.TOMLDecodeError, OSError) as error:
+    except (BadPolicy, tomllib.TOMLDecodeError, OSError, UnicodeDecodeError, RecursionError) as error:
         raise BadPolicy(f"{path.name}: {error}") from error
     return policy
 
 
 def read_policies(folder: Path) -> tuple[dict[str, Policy], dict[str, str]]:
-    """A folder's policies by model, and the reason for each file that cannot be read: one bad file must not stop the other models."""
+    """A folder's policies by model, and the reason for each file that cannot be read: one bad file must not stop the other models.
+
+    A bad file's key is its stem, which need not be a model's name (`digits copy`); `is_model_name` tells.
+    """
     good: dict[str, Policy] = {}
     bad: dict[str, str] = {}
     for path in sorted(folder.glob("*.toml")):
@@ -196,6 +216,10 @@ def read_policies(folder: Path) -> tuple[dict[str, Policy], dict[str, str]]:
         except BadPolicy as error:
             bad[path.stem] = str(error)
     return good, bad
+
+
+def is_model_name(text: str) -> bool:
+    return bool(MODEL_NAME.fullmatch(text)) and len(text) <= 60
 
 
 def parse(cls: type[Section], row: Mapping[str, Any], place: str = "") -> Section:
@@ -248,10 +272,29 @@ def _one_of(values: tuple[str, ...], allowed: tuple[str, ...], place: str) -> No
         _need(value in allowed, f"{place} is {value!r}; allowed: {', '.join(allowed)}")
 
 
-def _within(value: float, low: float, high: float, place: str, *, open_low: bool = False) -> None:
-    holds = (low < value if open_low else low <= value) and value <= high
-    _need(holds, f"{place} is {value!r}; allowed: {'above' if open_low else 'from'} {low} to {high}")
+def _within(value: float, low: float, high: float, place: str, *, open_low: bool = False, open_high: bool = False) -> None:
+    holds = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
+    _need(holds, f"{place} is {value!r}; allowed: {'above' if open_low else 'from'} {low} to {'below ' if open_high else ''}{high}")
 
 
 def _dwell(shortest: float, longest: float, place: str) -> None:
     _need(0 <= shortest < longest, f"{place}: min_seconds {shortest} must lie below max_seconds {longest}")
+
+
+def _is_cron(text: str) -> bool:
+    """Five fields; in each a list of `*`, numbers and ranges, the first and last with an optional step. Names of days are not taken."""
+    fields = text.split(" ")
+    return len(fields) == len(CRON_FIELDS) and all(
+        _is_cron_part(part, *bounds) for field, bounds in zip(fields, CRON_FIELDS.values(), strict=True) for part in field.split(",")
+    )
+
+
+def _is_cron_part(text: str, low: int, high: int) -> bool:
+    match = re.fullmatch(r"(?:\*|([0-9]{1,2})(?:-([0-9]{1,2}))?)(?:/([0-9]{1,2}))?", text, re.ASCII)
+    if not match:
+        return False
+    first, last, step = (int(each) if each else None for each in match.groups())
+    if step is not None and (not 1 <= step <= high or (first is not None and last is None)):
+        return False
+    start = low if first is None else first
+    return low <= start <= (start if last is None else last) <= high
