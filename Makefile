@@ -15,7 +15,7 @@ STATE := $(or $(PENSTOCK_STATE),.penstock)
 ENVS := $(STATE)/envs
 STACK := $(ENVS)/stack/bin/python
 TESTS := $(ENVS)/tests/bin
-ENVIRONMENTS := $(PYTHON) stack/bootstrap.py
+ENVIRONMENTS := "$(PYTHON)" stack/bootstrap.py
 CODE := validation delivery operators stack demo bench
 
 .PHONY: demo test check up down status bench lock clean
@@ -23,32 +23,32 @@ CODE := validation delivery operators stack demo bench
 
 demo:
 	@$(ENVIRONMENTS) running
-	@$(STACK) -m demo
+	@"$(STACK)" -m demo
 
 test:
 	@$(ENVIRONMENTS) all
-	$(TESTS)/pytest
+	"$(TESTS)/pytest"
 
 check:
 	@$(ENVIRONMENTS) tests
-	$(TESTS)/ruff check .
-	$(TESTS)/ruff format --check .
-	$(TESTS)/mypy $(CODE)
-	$(TESTS)/lint-imports
+	"$(TESTS)/ruff" check .
+	"$(TESTS)/ruff" format --check .
+	"$(TESTS)/mypy" $(CODE)
+	"$(TESTS)/lint-imports"
 
 up:
 	@$(ENVIRONMENTS) running
-	@$(STACK) -m stack up
+	@"$(STACK)" -m stack up
 
 down status:
-	@if [ -x $(STACK) ]; then $(STACK) -m stack $@; else echo "the stack is down: it was never set up"; fi
+	@if [ -x "$(STACK)" ]; then "$(STACK)" -m stack $@; else echo "the stack is down: it was never set up"; fi
 
 bench:
 	@$(ENVIRONMENTS) running
-	@$(STACK) -m bench
+	@"$(STACK)" -m bench
 
 lock:
-	@$(PYTHON) stack/bootstrap.py --lock
+	@$(ENVIRONMENTS) --lock
 
 clean: down
 	rm -rf "$(STATE)"

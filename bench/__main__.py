@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from bench import events, faults, figures, idle, whole
 from bench.figures import Figure
 from bench.world import World
+from stack.variables import spare_loopback
 
 ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
 SHORT = ("idle", "events")
@@ -19,6 +20,7 @@ FULL = (*SHORT, "faults", "whole")
 
 
 def main(arguments: Sequence[str]) -> int:
+    spare_loopback(os.environ)
     names = arguments or (FULL if os.environ.get("FULL") == "1" else SHORT)
     measured: list[Figure] = []
     try:

@@ -20,7 +20,7 @@ from demo.services import Airflow, Director, NotNow, Registry, Version
 from demo.stage import Stage
 from stack import processes
 from stack.keys import read_keys
-from stack.settings import ROOT
+from stack.settings import ROOT, state_folder
 
 MODEL = "digits"
 DELIVER = f"deliver_{MODEL}"
@@ -37,7 +37,7 @@ class World:
     """One stack in the folder `name` of the state folder, on ports of its own, with the demo's client."""
 
     def __init__(self, environ: Mapping[str, str], name: str) -> None:
-        settings = shifted_settings(Path(environ.get("PENSTOCK_STATE") or ROOT / ".penstock"))
+        settings = shifted_settings(state_folder(environ))
         self.stage = Stage({**environ, "PENSTOCK_SETTINGS": str(settings)}, folder=name)
         self.state = self.stage.state
         self._earlier: list[dict[str, Any]] = []
@@ -90,6 +90,20 @@ class World:
 
     def version(self, number: int) -> Version | None:
         return self.registry.version(MODEL, number)
+
+    def train_unmarked(self, recipe: str) -> int:
+        """A trained version that no event delivers: registered again from the same run, without the marker. Returns its number."""
+        trained = self.deliver(recipe)
+        self.outcome(trained)
+        row = self.mlflow("GET", "model-versions/get", params={"name": MODEL, "version": str(trained)})["model_version"]
+        body = {"name": MODEL, "source": row["source"], "run_id": row["run_id"]}
+        return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
+
+    def ended(self, number: int, run: str, limit_s: float = 420) -> str:
+        """Waits for the end of a run that a person started; the version's outcome then."""
+        self.until(lambda: self.airflow.run_state(DELIVER, run) in ("success", "failed") or None, f"the end of {run}", limit_s)
+        version = self.version(number)
+        return version.outcome if version else ""
 
     def outcome(self, number: int, limit_s: float = 420) -> str:
         """Waits for the delivery's outcome and for its run to be over."""
@@ -174,14 +188,15 @@ class World:
 
 def shifted_settings(state: Path) -> Path:
     """The checkout's settings on other ports."""
-    lines = (ROOT / "stack" / "settings.toml").read_text().splitlines()
+    before, ports, rest = (ROOT / "stack" / "settings.toml").read_text().partition("[ports]\n")
+    ports_alone, after, others = rest.partition("\n[")
     path = state / "shifted-settings.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_shifted(line) for line in lines))
+    path.write_text(before + ports + "\n".join(_shifted(line) for line in ports_alone.splitlines()) + "\n" + after + others)
     return path
 
 
 def _shifted(line: str) -> str:
     name, _, rest = line.partition(" = ")
     number = rest.split("#")[0].strip()
-    return f"{name} = {int(number) + PORT_SHIFT}" if number.isdecimal() and int(number) > 1024 else line
+    return f"{name} = {int(number) + PORT_SHIFT}" if number.isdecimal() else line

@@ -53,9 +53,10 @@ log = logging.getLogger("director")
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Body of PUT shadow."""
+    """Body of PUT shadow; a share above 0 needs a time to live, from 2 to 600 s."""
 
     permille: int
+    ttl_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,8 @@ class Api:
         return self._described(_model(request))
 
     async def put_shadow(self, request: web.Request) -> web.Response:
-        await self._switchboard.put_shadow(_model(request), (await _body(request, Share)).permille)
+        share = await _body(request, Share)
+        await self._switchboard.put_shadow(_model(request), permille=share.permille, ttl_s=share.ttl_s)
         return self._described(_model(request))
 
     async def put_split(self, request: web.Request) -> web.Response:

@@ -16,7 +16,7 @@ import httpx
 from delivery.traffic import Backend
 
 TIMEOUT = httpx.Timeout(10.0, connect=1.0)
-CHANGE_TIMEOUT = httpx.Timeout(40.0, connect=1.0)  # clusters and routes: health of the candidate, requests in flight, confirmations
+CHANGE_TIMEOUT = httpx.Timeout(60.0, connect=1.0)  # clusters and routes: health of the candidate, requests in flight, confirmations
 
 
 class DirectorUnreachable(RuntimeError):
@@ -114,8 +114,10 @@ class Director:
     def delete_candidate(self, model: str, version: int) -> ModelView:
         return _view(self._ask("DELETE", f"/v1/models/{model}/candidate", version=version, timeout=CHANGE_TIMEOUT))
 
-    def put_shadow(self, model: str, permille: int) -> ModelView:
-        return _view(self._ask("PUT", f"/v1/models/{model}/shadow", {"permille": permille}, timeout=CHANGE_TIMEOUT))
+    def put_shadow(self, model: str, permille: int, ttl_s: float | None = None) -> ModelView:
+        """Returns once the gateway has the mirror. A share above 0 needs `ttl_s` (2 to 600) and lapses unless it is put again in time."""
+        body = {"permille": permille, **({} if ttl_s is None else {"ttl_s": ttl_s})}
+        return _view(self._ask("PUT", f"/v1/models/{model}/shadow", body))
 
     def put_split(self, model: str, holder: str, permille: int, ttl_s: float) -> ModelView:
         """Returns once the gateway has shown the split. Raises `LeaseHeld` or `NotThere`."""

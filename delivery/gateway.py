@@ -335,11 +335,8 @@ def _runtime_layers() -> list[Json]:
         "initial_fetch_timeout": "1s",  # Envoy waits for it at start and must come up without its director
         "api_config_source": {"api_type": "GRPC", "transport_api_version": "V3", "grpc_services": [director]},
     }
-    return [
-        {"name": "static", "static_layer": {}},
-        {"name": SPLITS, "rtds_layer": {"name": SPLITS, "rtds_config": source}},
-        {"name": "admin", "admin_layer": {}},
-    ]
+    # No admin layer: with one, anybody on loopback could move traffic past the lease. Reading the runtime needs none.
+    return [{"name": "static", "static_layer": {}}, {"name": SPLITS, "rtds_layer": {"name": SPLITS, "rtds_config": source}}]
 
 
 def _director_service() -> Json:

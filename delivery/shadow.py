@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from delivery.director_client import Director
-from delivery.rollout import Plan, limit, watch
+from delivery.director_client import Director, DirectorUnreachable
+from delivery.rollout import PATIENCE_S, Plan, limit, watch
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
 from validation.judges import errors_below
 from validation.policy import Rollout, Shadow, Trigger
@@ -23,28 +25,38 @@ def run(spec: Spec, evidence: Path) -> Decision:
     mirror.begin()
     plan = Plan(min_seconds=shadow.min_seconds, max_seconds=shadow.max_seconds, rollout=rollout, trigger=trigger)
     decision = watch(spec, evidence, mirror, plan)
-    mirror.end()
+    with contextlib.suppress(DirectorUnreachable):  # then it lapses by itself, and the verdict stands
+        mirror.end()
     return decision
 
 
 @dataclass(kw_only=True)
 class Mirror:
-    """A copy of the traffic; judged by the counters of the candidate's own endpoints, since its answers are dropped."""
+    """A copy of the traffic, held like a lease; judged by the counters of the candidate's own endpoints, since its answers are dropped."""
 
     spec: Spec
     shadow: Shadow
     rollout: Rollout
     director: Director
     before: tuple[int, int] = (0, 0)
-    looks: list[tuple[int, int]] = field(default_factory=list)
+    looks: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    held_s: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
         """Notes the counters' state, then sets the mirror and has it confirmed."""
         self.before = self._counters()
-        self.director.put_shadow(self.spec.model, self.shadow.permille)
+        self._put()
 
     def hold(self) -> None:
-        requests, failures = self._counters()
+        """Renews the mirror, or sets it again if it had lapsed, and counts. A director that is away for a moment is waited for."""
+        try:
+            self._put()
+            requests, failures = self._counters()
+        except DirectorUnreachable:
+            if time.monotonic() - self.held_s > PATIENCE_S:
+                raise
+            return
+        self.held_s = time.monotonic()
         self.looks.append((requests - self.before[0], failures - self.before[1]))
 
     def end(self) -> None:
@@ -63,6 +75,9 @@ class Mirror:
     def outputs(self) -> dict[str, Any]:
         requests, failures = self.looks[-1]
         return {"mirrored": requests, "mirrored_failures": failures}
+
+    def _put(self) -> None:
+        self.director.put_shadow(self.spec.model, self.shadow.permille, ttl_s=self.rollout.lease_seconds)
 
     def _counters(self) -> tuple[int, int]:
         seen = self.director.mirrored(self.spec.model)

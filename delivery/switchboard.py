@@ -2,7 +2,7 @@
 
 `delivery.director` serves it over HTTP. Set, then verify: no change returns before Envoy shows what was asked for, and what fails half-way
 is taken back. What must survive a restart (who is stable, previous, candidate) is in one state file; leases are not in it, so a restart
-begins with everything on stable. It judges no version and renews no lease by itself.
+begins with everything on stable and nothing mirrored. It judges no version and renews no lease by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from delivery.splits import SplitStreams
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 Check = Callable[[], Awaitable[bool]]
-PROMOTION_S = 30.0  # longer than the slowest promotion; the lease is not let lapse inside of one
+PROMOTION_S = 60.0  # longer than the slowest promotion; the lease is not let lapse inside of one
 log = logging.getLogger("director")
 
 
@@ -91,6 +91,7 @@ class Switchboard:
         self._now_s = now_s
         self._models = state.read()
         self._leases: dict[str, Lease] = {}
+        self._mirrors: dict[str, float] = {}  # until when each mirror holds; its share is in the model's traffic
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._addresses: dict[str, str] = {}
         self._configuration = Configuration(files)
@@ -126,9 +127,15 @@ class Switchboard:
         async with self._changing(model):
             await self._install(self.traffic(model).without_candidate(version))
 
-    async def put_shadow(self, model: str, permille: int) -> None:
+    async def put_shadow(self, model: str, *, permille: int, ttl_s: float | None) -> None:
+        """Sets the mirror for `ttl_s`, confirmed. The same share again, while it holds, only begins its time anew."""
+        time_s = traffic.mirror_ttl(permille, ttl_s)
+        if self._mirror_holds(model) and self.traffic(model).shadow_permille == permille:
+            self._mirrors[model] = self._now_s() + time_s
+            return
         async with self._changing(model):
             await self._install(self.traffic(model).with_shadow(permille))
+            self._mirrors[model] = self._now_s() + time_s
 
     async def put_split(self, model: str, *, holder: str, permille: int, ttl_s: float) -> Lease:
         """Sets, then verifies; on failure the earlier lease holds again, if it has not lapsed meanwhile."""
@@ -181,14 +188,21 @@ class Switchboard:
             self.observations.add(request)
 
     def lapse(self) -> None:
-        """Ends the leases that ran out."""
+        """Ends the leases and the mirrors that ran out; a mirror not while a change of its model goes on, which has its own routes."""
         for model, lease in list(self._leases.items()):
             if not lease.alive(self._now_s()):
                 log.warning("%s: the lease of %s ran out at %d per mille; all traffic to stable", model, lease.holder, lease.permille)
                 self._drop(model)
+        for model, known in list(self._models.items()):
+            if known.shadow_permille and not self._mirror_holds(model) and not self._locks[model].locked():
+                log.warning("%s: the mirror of %d per mille ran out", model, known.shadow_permille)
+                self._end_mirror(model)
 
     async def end_splits(self) -> None:
-        """Takes every share back, for a stop in good order."""
+        """Takes every share and every mirror back, for a stop in good order."""
+        for model, known in list(self._models.items()):
+            if known.shadow_permille:
+                self._end_mirror(model)
         self._leases.clear()
         revision = self.splits.push()
 
@@ -204,6 +218,17 @@ class Switchboard:
             if not self.splits.connected:
                 raise GatewayAway("the gateway is not connected to the director; is Envoy running? Nothing was changed")
             yield
+
+    def _mirror_holds(self, model: str) -> bool:
+        return self._mirrors.get(model, float("-inf")) > self._now_s()
+
+    def _end_mirror(self, model: str) -> None:
+        """Waits for nothing: Envoy takes the routes from their file when it can."""
+        after = self.traffic(model).with_shadow(0)
+        self._mirrors.pop(model, None)
+        self._configuration.routes[model] = gateway.render_routes(after, self._settings.timeouts)
+        self._configuration.write_routes()
+        self._remember(after)
 
     @contextlib.contextmanager
     def _lease_held(self, model: str) -> Iterator[None]:

@@ -18,6 +18,7 @@ WHOLE = 1000  # per mille; a split is the candidate's part of it and stable has 
 PROTOCOLS = ("http", "grpc")
 STATE_FORMAT = 1
 LONGEST_TTL_S = 600.0
+SHORTEST_MIRROR_TTL_S = 2.0  # setting and ending a mirror renders routes anew
 LONGEST_NAME = 250  # Airflow's limit for a run id, which is what a holder is
 CLUSTER_NAME = re.compile(rf"(?P<model>{MODEL_NAME.pattern})--v(?P<version>[1-9][0-9]*)--(?P<protocol>http|grpc)")
 
@@ -71,7 +72,7 @@ class ModelTraffic:
     """What must survive a restart: who serves a model. With every lease gone, `stable` has all of its traffic.
 
     `previous` is the stable before this one, kept for the undo and as fallback. `shadow_permille` is the share of requests that are
-    mirrored to the candidate.
+    mirrored to the candidate; it holds as long as it is renewed, and does not survive a restart.
     """
 
     model: str
@@ -179,6 +180,16 @@ def renewed(lease: Lease | None, *, holder: str, ttl_s: float, now_s: float) -> 
     return replace(lease, expires_at_s=now_s + _ttl(ttl_s))
 
 
+def mirror_ttl(permille: int, ttl_s: float | None) -> float:
+    """Seconds for which a mirror holds unrenewed; 0 for none. Raises `ValueError` for a share without a time that is allowed."""
+    _permille(permille)
+    if not permille:
+        return 0.0
+    if ttl_s is None or not SHORTEST_MIRROR_TTL_S <= ttl_s <= LONGEST_TTL_S:
+        raise ValueError(f"ttl_s is {ttl_s}; a mirror needs one from {SHORTEST_MIRROR_TTL_S:g} to {LONGEST_TTL_S:g}")
+    return ttl_s
+
+
 def may_release(lease: Lease | None, holder: str) -> None:
     """Raises `Held` when the lease is another's; no lease at all is released already."""
     _held_by(lease, holder)
@@ -229,14 +240,14 @@ def dump(models: Mapping[str, ModelTraffic]) -> dict[str, Any]:
 
 
 def load(state: Mapping[str, Any]) -> dict[str, ModelTraffic]:
-    """Reads what `dump` wrote. Raises `ValueError` naming the key that is unknown, missing or wrong."""
+    """Reads what `dump` wrote, without mirrors: who asked for them has lost them, and asks again. Raises `ValueError` naming the key."""
     if set(state) != {"format", "models"} or state["format"] != STATE_FORMAT:
         found = f"keys {sorted(state)} and format {state.get('format')!r}"
         raise ValueError(f"the director's state has {found}; expected format {STATE_FORMAT} and models")
     models = {name: parse(ModelTraffic, row, f"models.{name}") for name, row in state["models"].items()}
     if wrong := [name for name, each in models.items() if each.model != name]:
         raise ValueError(f"the director's state files {models[wrong[0]].model!r} under {wrong[0]!r}")
-    return models
+    return {name: replace(each, shadow_permille=0) for name, each in models.items()}
 
 
 def _held_by(lease: Lease | None, holder: str) -> None:

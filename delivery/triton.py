@@ -34,6 +34,7 @@ from delivery.gateway import write_by_rename
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*--v[1-9][0-9]*")
 PORTS_PER_SERVER = 3  # http, grpc, metrics
 POLL_S = 0.05
+START_RETRIES = "1000"  # a stable version must come back from whatever goes by; who waits for a start gives up at the first failure
 STOP_WAIT_S = 15  # above the launcher's exit timeout of 10 s
 LOG_TAIL_BYTES = 20_000
 REASON_LIMIT = 400
@@ -67,6 +68,16 @@ def server_name(model: str, version: int) -> str:
     return f"{model}--v{version}"
 
 
+def model_of(name: str) -> str:
+    """The model that a server of this name has loaded."""
+    return name.rpartition("--v")[0]
+
+
+def ports_of(server: Server) -> dict[str, int]:
+    """Its ports by what they are for: http, grpc, metrics."""
+    return {kind: _port(getattr(server, kind)) for kind in ("http", "grpc", "metrics")}
+
+
 def start_server(name: str, repository: Path) -> Server:
     """Lets supervisord run a Triton on `repository`; returns at once, see `wait_ready`. The same again changes nothing.
 
@@ -75,7 +86,7 @@ def start_server(name: str, repository: Path) -> Server:
     if not NAME.fullmatch(name):
         raise ValueError(f"server name {name!r}: expected <model>--v<version>")
     with _one_at_a_time():
-        known = _programs().get(name)
+        known = _programs(_state()).get(name)
         if known and known.repository != str(repository):
             raise ValueError(f"{name} serves {known.repository} already; stop it before it can serve {repository}")
         server = known.server if known else _write_program(name, repository)
@@ -94,7 +105,12 @@ def stop_server(name: str) -> None:
 
 def running() -> dict[str, Server]:
     """The servers that are meant to run, by name, whether or not they are ready."""
-    return {name: program.server for name, program in _programs().items()}
+    return servers(_state())
+
+
+def servers(state: Path) -> dict[str, Server]:
+    """The same of a state folder; the local stack asks, without this module's environment variables."""
+    return {name: program.server for name, program in _programs(state).items()}
 
 
 def wait_ready(server: Server, model: str, timeout_s: float) -> float:
@@ -149,7 +165,7 @@ class _Program:
 
 
 def _write_program(name: str, repository: Path) -> Server:
-    slot = _free_slot({_port(program.server.http) for program in _programs().values()})
+    slot = _free_slot({_port(program.server.http) for program in _programs(_state()).values()})
     ports = {"http": slot, "grpc": slot + 1, "metrics": slot + 2}
     flags = [word for kind, port in ports.items() for word in (f"--{kind}", str(port))]
     command = [*shlex.split(os.environ["PENSTOCK_TRITON"]), "--name", name, "--repository", str(repository), *flags]
@@ -157,7 +173,7 @@ def _write_program(name: str, repository: Path) -> Server:
         "command": shlex.join(command),
         "autorestart": "true",
         "startsecs": "2",
-        "startretries": "3",
+        "startretries": START_RETRIES,
         "stopwaitsecs": str(STOP_WAIT_S),
         "stopasgroup": "false",  # the server ends its stubs itself, after the requests that they still run
         "killasgroup": "true",
@@ -177,12 +193,15 @@ def _ensure_runs(name: str) -> None:
     supervisor = supervisord(_socket())
     supervisor.reloadConfig()
     _forgiving(supervisor.addProcessGroup, name, {Faults.ALREADY_ADDED})
-    if supervisor.getProcessInfo(name)["statename"] not in ALIVE | {"BACKOFF"}:
+    state = supervisor.getProcessInfo(name)["statename"]
+    if state == "BACKOFF":  # a fresh start now, and no verdict over the last one's log
+        _forgiving(supervisor.stopProcess, name, {Faults.NOT_RUNNING})
+    if state not in ALIVE:
         _forgiving(lambda program: supervisor.startProcess(program, False), name, {Faults.ALREADY_STARTED})
 
 
-def _programs() -> dict[str, _Program]:
-    return {file.stem: _read_program(file) for file in sorted((_state() / "servers").glob("*.conf"))}
+def _programs(state: Path) -> dict[str, _Program]:
+    return {file.stem: _read_program(file) for file in sorted((state / "servers").glob("*.conf"))}
 
 
 def _read_program(file: Path) -> _Program:

@@ -9,6 +9,7 @@ With KEEP=1 in the environment the stack stays up.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from demo.stage import DemoFailed, Stage
 from demo.watch import Watch
 from stack.keys import BadKeys, keys_file, read_keys
 from stack.settings import BadSettings
+from stack.variables import spare_loopback
 
 MODEL = "digits"
 DELIVER, RETRAIN = f"deliver_{MODEL}", f"retrain_{MODEL}"
@@ -162,8 +164,10 @@ class Demo:
 def main(environ: Mapping[str, str]) -> int:
     """The exit status: 0 when everything went as said, 1 when not, 130 after Ctrl-C."""
     signal.signal(signal.SIGTERM, _as_interrupt)
+    spare_loopback(os.environ)
     try:
         stage = Stage(environ)
+        print(f"logs of everything that the demo starts: {stage.logs}", flush=True)
         stage.fresh()
         return _with_stack(stage, keep=environ.get("KEEP") == "1")
     except KeyboardInterrupt:

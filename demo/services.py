@@ -76,9 +76,9 @@ class Airflow:
         row = self._get(f"/api/v2/dags/{dag}/dagRuns?limit=100&order_by=-run_after")
         return [str(each["dag_run_id"]) for each in row["dag_runs"]] if row else []
 
-    def trigger(self, dag: str) -> str:
-        """Starts a run as the UI does: logical date now, Airflow's own run id. Returns the run id."""
-        body = {"logical_date": datetime.now(UTC).isoformat(), "conf": {}}
+    def trigger(self, dag: str, **form: Any) -> str:
+        """Starts a run as the UI does: logical date now, the form's values, Airflow's own run id. Returns the run id."""
+        body = {"logical_date": datetime.now(UTC).isoformat(), "conf": form}
         return str(_object(self._ask("POST", f"/api/v2/dags/{dag}/dagRuns", json=body))["dag_run_id"])
 
     def _get(self, path: str) -> dict[str, Any] | None:

@@ -16,15 +16,18 @@ from stack.down import take_down
 from stack.environments import NotInstalled
 from stack.keys import BadKeys, read_keys
 from stack.postgres import DatabaseFailed
-from stack.services import Service, become, table
+from stack.services import Service, become, servers, table
 from stack.settings import BadSettings, Settings, read_settings
 from stack.up import NotUp, addresses, bring_up, wait_ready
+from stack.variables import spare_loopback
 
 KNOWN = (BadSettings, BadKeys, NotUp, NotInstalled, DatabaseFailed, supervisor.NotStarted)
+UNKNOWN = {"statename": "UNKNOWN", "description": "supervisord does not know it", "start": 0}
 
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
+    spare_loopback(os.environ)
     try:
         settings = read_settings(os.environ)
         done: int = options.act(settings, options)
@@ -47,13 +50,14 @@ def down(settings: Settings, _: argparse.Namespace) -> int:
 
 
 def status(settings: Settings, _: argparse.Namespace) -> int:
-    """0 when every service runs and is ready, else 1."""
+    """0 when every service and every model's server runs and is ready, else 1."""
     if not supervisor.is_alive(settings):
         print("the stack is down")
         return 1
-    services, content = _services(settings), True
-    for name, row in supervisor.states(settings).items():
-        trouble = _trouble(services[name], row["statename"], row["start"]) if name in services else None
+    known, rows, content = {**_services(settings), **servers(settings)}, supervisor.states(settings), True
+    for name, service in known.items():
+        row = rows.get(name, UNKNOWN)
+        trouble = _trouble(service, row["statename"], row["start"])
         content = content and trouble is None
         print(f"{name:<16} {row['statename']:<9} {row['description']:<28} {trouble or ''}".rstrip())
     return 0 if content else 1
@@ -80,7 +84,7 @@ def install(_: Settings, options: argparse.Namespace) -> int:
 
 
 def _trouble(service: Service, state: str, started_unix_s: float) -> str | None:
-    return service.probe(started_unix_s) if state in {"STARTING", "RUNNING"} else "does not run"
+    return service.probe(started_unix_s) if state in {"STARTING", "RUNNING"} else f"does not run: its log is {service.name}.log"
 
 
 def _one(settings: Settings, name: str) -> Service:

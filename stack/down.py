@@ -1,15 +1,18 @@
 """Takes the local stack down, gracefully first; leaves no process and no shared memory of it. Data and logs stay.
 
+With it go the stacks whose state folders lie directly below its own: those of the demo, the bench and the whole-system tests.
+
 `make down`, the demo and the tests call `take_down`. Doing it twice, or with nothing up, is fine.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
 from stack import processes, supervisor
-from stack.settings import Settings
+from stack.settings import SUBSTACKS, Settings
 from stack.up import NotUp, Say, make_folders, only_one, shared_memory_prefix
 
 WAIT_S = 40  # above every program's own time to stop
@@ -18,6 +21,8 @@ LAST = "postgres"  # the others still write to it while they stop
 
 def take_down(settings: Settings, say: Say = print) -> None:
     """Raises `NotUp` when a process will not end."""
+    for inner in _stacks_below(settings):
+        take_down(inner, say)
     make_folders(settings)
     with only_one(settings):
         if supervisor.is_alive(settings):
@@ -31,6 +36,12 @@ def take_down(settings: Settings, say: Say = print) -> None:
             name.unlink(missing_ok=True)
         processes.remove_shared_memory(shared_memory_prefix(settings))
     say(f"the stack is down; its data stays in {settings.state}")
+
+
+def _stacks_below(settings: Settings) -> list[Settings]:
+    """Those that have a process or shared memory; only their folder tells them from this one, whatever ports they were given."""
+    inner = [dataclasses.replace(settings, state=settings.state / name) for name in SUBSTACKS if settings.state.name not in SUBSTACKS]
+    return [each for each in inner if processes.ours(each.state) or processes.shared_memory(shared_memory_prefix(each))]
 
 
 def _stop_programs(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 """Creates the virtual environments, each from its own hashed lock in `docker/<name>/requirements.txt`.
 
 `stack.bootstrap` runs it on a fresh machine and `python -m stack environments` later: nothing here needs more than the standard
-library. An environment is made again only when its lock or its Python changed; the code of this checkout is linked in, package by
-package, so that each environment sees what the import rules allow it and no more. It never touches the Python it runs on.
+library. An environment is made again only when its lock, its Python or its place changed; the code of this checkout is linked in, package
+by package, so that each environment sees what the import rules allow it and no more. It never touches the Python it runs on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from stack.settings import ROOT, state_folder
+from stack.settings import ROOT, BadSettings, state_folder
 
 PACKAGES = ("validation", "delivery", "operators", "stack", "demo", "bench")
 ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of this checkout that it may import
@@ -99,7 +99,7 @@ def _make(name: str, state: Path, uv: Path) -> float:
     (home / "stamp").unlink(missing_ok=True)
     compiled = ["--compile-bytecode"] if name in COMPILED else []
     _run([str(uv), "pip", "sync", "-q", "--require-hashes", *compiled, "--python", str(home / "bin" / "python"), str(lock)], name)
-    (home / "python").write_text(_python())
+    (home / "python").write_text(_python(home))
     (home / "stamp").write_text(_digest(lock))
     return time.monotonic() - start
 
@@ -110,12 +110,13 @@ def _is_current(name: str, state: Path) -> bool:
 
 
 def _same_python(home: Path) -> bool:
-    """Whether the environment runs, and on the Python that runs this: locks and Triton's stub depend on its version."""
-    return (home / "bin" / "python").exists() and (home / "python").exists() and (home / "python").read_text() == _python()
+    """Whether the environment runs where it is, and on the Python that runs this: locks and Triton's stub depend on its version."""
+    return (home / "bin" / "python").exists() and (home / "python").exists() and (home / "python").read_text() == _python(home)
 
 
-def _python() -> str:
-    return f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor}"
+def _python(home: Path) -> str:
+    """An environment cannot move: the scripts in it name its path. Links to it, as the demo has, are no other place."""
+    return f"{sys.base_prefix} {sys.version_info.major}.{sys.version_info.minor} {home.resolve()}"
 
 
 def _stamped(folder: Path, digest: str) -> bool:
@@ -166,7 +167,7 @@ def main(arguments: list[str]) -> int:
             resolve_locks(state_folder(os.environ))
             return 0
         spent = ensure(dict.fromkeys(names), state_folder(os.environ))
-    except NotInstalled as error:
+    except (NotInstalled, BadSettings) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if spent:

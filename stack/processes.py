@@ -60,10 +60,15 @@ def holder_of(port: int) -> str | None:
 
 def remove_shared_memory(prefix: str) -> list[str]:
     """Removes regions in /dev/shm whose name starts so; returns their names."""
-    found = [each for each in SHM.glob("*") if each.name.startswith(prefix) and os.access(each, os.W_OK)]
+    found = shared_memory(prefix)
     for region in found:
         region.unlink(missing_ok=True)
     return [each.name for each in found]
+
+
+def shared_memory(prefix: str) -> list[Path]:
+    """Regions in /dev/shm that this user may remove and whose name starts so."""
+    return [each for each in SHM.glob("*") if each.name.startswith(prefix) and os.access(each, os.W_OK)]
 
 
 def _those(holds: Callable[[dict[str, str]], bool]) -> list[psutil.Process]:

@@ -1,8 +1,8 @@
 """The table of the stack's programs: what each runs, what it needs first, how one knows that it is ready.
 
 `stack.supervisor` renders it, `stack.up` walks it, and supervisord starts each program through `python -m stack run <name>`, which ends in
-`become`: there the environment, secrets included, is made, so that the supervisor's file holds none. Tritons are not in the table: they
-come and go with `delivery.triton`.
+`become`: there the environment, secrets included, is made, so that the supervisor's file holds none. Tritons are not in the table, for they
+come and go with `delivery.triton`: `servers` lists those of now.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from delivery import triton
 from delivery.gateway import write_bootstrap, write_by_rename
 from stack import postgres, processes, variables
 from stack.environments import site_packages
@@ -51,6 +52,11 @@ def table(settings: Settings, keys: Keys) -> dict[str, Service]:
     return {service.name: service for service in services}
 
 
+def servers(settings: Settings) -> dict[str, Service]:
+    """The Tritons that are meant to run, as services: supervisord starts them by itself, from the files of `delivery.triton`."""
+    return {name: _server(server) for name, server in triton.servers(settings.state).items()}
+
+
 def become(service: Service, settings: Settings) -> None:
     """Turns this process into the service's program; what a killed run of it left behind ends first. Never returns."""
     processes.end(processes.leftovers(settings.state, service.name), grace_s=2)
@@ -60,6 +66,16 @@ def become(service: Service, settings: Settings) -> None:
     os.chdir(folder)
     environment = {**variables.marked(settings, service.name), **service.variables}
     os.execvpe(service.command[0], service.command, environment)  # noqa: S606 - no shell is wanted
+
+
+def _server(server: triton.Server) -> Service:
+    model = triton.model_of(server.name)
+    return Service(
+        name=server.name,
+        command=(),
+        variables={},
+        probe=lambda _: None if triton.answers_ready(server, model) else f"{model} is not ready at {server.http}",
+    )
 
 
 def airflow_command(settings: Settings, *words: str) -> tuple[str, ...]:
@@ -116,9 +132,11 @@ def _airflow(settings: Settings, keys: Keys) -> tuple[Service, ...]:
 def _director(settings: Settings, keys: Keys) -> Service:
     ports = ("--http-port", str(settings.ports.director_http), "--grpc-port", str(settings.ports.director_grpc))
     gateway = ("--gateway-admin", f"127.0.0.1:{settings.ports.gateway_admin}")
+    limits = settings.gateway
+    times = ("--timeout-s", f"{limits.request_timeout_ms / 1000:g}", "--per-try-timeout-s", f"{limits.per_try_timeout_ms / 1000:g}")
     return Service(
         name="director",
-        command=(str(settings.python("director")), "-m", "delivery.director", *ports, *gateway),
+        command=(str(settings.python("director")), "-m", "delivery.director", *ports, *gateway, *times),
         ports=("director_http", "director_grpc"),
         variables=variables.director(keys),
         probe=lambda _: _not_ok(f"{settings.director_url}/health"),

@@ -1,4 +1,4 @@
-"""Reads `settings.toml`: ports, state folder and the few numbers of the local stack that a user may change.
+"""Reads `settings.toml`: ports and the few numbers of the local stack that a user may change; and finds the state folder.
 
 Everything in `stack`, the demo and the bench asks here for an address. Unknown, missing and impossible values raise `BadSettings`, which
 names the key. Nothing secret stands in settings: see `stack.keys`.
@@ -7,6 +7,7 @@ names the key. Nothing secret stands in settings: see `stack.keys`.
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout; environments reach this file through a link
-SOCKET_LIMIT = 107  # bytes of a unix socket's path, unix(7)
+STATE = ".penstock"  # the state folder, relative to the checkout, unless PENSTOCK_STATE names another
+STATE_PATH = re.compile(r"[A-Za-z0-9_./+@-]+")  # Triton starts its backends through a shell, without quoting their paths
+SUBSTACKS = ("demo", "bench", "e2e")  # folders of whole stacks below a state folder, each with a state of its own
+SOCKET_LIMIT = 107 - 8  # bytes of a unix socket's path, unix(7), less the ".<pid>" under which supervisord makes it
 
 
 class BadSettings(ValueError):
@@ -60,18 +64,32 @@ class Airflow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """What a request may take, in milliseconds. The first holds only where another server can take over."""
+
+    per_try_timeout_ms: int
+    request_timeout_ms: int
+
+    def __post_init__(self) -> None:
+        # A server that is taken away is waited for so long: its last requests must be over before the director gives up.
+        _need(10 <= self.request_timeout_ms <= 30_000, "gateway.request_timeout_ms must be from 10 to 30000")
+        _need(10 <= self.per_try_timeout_ms <= self.request_timeout_ms, "gateway.per_try_timeout_ms must be from 10 to request_timeout_ms")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """`state` is absolute; the folder layout below it is fixed (see the properties)."""
 
     state: Path
     ports: Ports
     airflow: Airflow
+    gateway: Gateway
 
     def __post_init__(self) -> None:
-        length = len(str(self.supervisor_socket).encode())
-        _need(
-            length <= SOCKET_LIMIT, f"{self.supervisor_socket} is {length - SOCKET_LIMIT} bytes too long for a socket: set PENSTOCK_STATE"
-        )
+        _checked(self.state)
+        below = 0 if self.state.name in SUBSTACKS else max(len(f"/{name}") for name in SUBSTACKS)
+        over = len(str(self.supervisor_socket)) + below - SOCKET_LIMIT
+        _need(over <= 0, f"the state folder {self.state} is {over} bytes too long for the sockets below it: set PENSTOCK_STATE")
 
     @property
     def run(self) -> Path:
@@ -121,27 +139,30 @@ class Settings:
         return self.environment(environment) / "bin" / "python"
 
 
+SECTIONS: Mapping[str, type[Any]] = {"ports": Ports, "airflow": Airflow, "gateway": Gateway}
+
+
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """The settings file that PENSTOCK_SETTINGS names, or the checkout's; the state folder from PENSTOCK_STATE if it is set."""
-    path = _file(environ)
+    path = Path(environ.get("PENSTOCK_SETTINGS") or ROOT / "stack" / "settings.toml")
     try:
         row = _read(path)
-        _only(row, Settings, "")
-        ports, airflow = _section(row, "ports", Ports), _section(row, "airflow", Airflow)
-        return Settings(state=state_folder(environ), ports=ports, airflow=airflow)
+        _only(row, list(SECTIONS), "")
+        sections = {name: _section(row, name, cls) for name, cls in SECTIONS.items()}
     except (BadSettings, tomllib.TOMLDecodeError) as error:
         raise BadSettings(f"{path}: {error}") from error
+    return Settings(state=state_folder(environ), **sections)
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:
-    """The state folder alone, absolute. Raises `BadSettings`."""
-    chosen = environ.get("PENSTOCK_STATE") or _read(_file(environ)).get("state")
-    _need(isinstance(chosen, str) and bool(chosen), "state must name a folder")
-    return (ROOT / str(chosen)).absolute()
+    """The state folder alone, absolute. The Makefile finds it by the same rule. Raises `BadSettings`."""
+    return _checked((ROOT / (environ.get("PENSTOCK_STATE") or STATE)).absolute())
 
 
-def _file(environ: Mapping[str, str]) -> Path:
-    return Path(environ.get("PENSTOCK_SETTINGS") or ROOT / "stack" / "settings.toml")
+def _checked(state: Path) -> Path:
+    advice = "set PENSTOCK_STATE to a path of A-Za-z0-9_./+@-"
+    _need(STATE_PATH.fullmatch(str(state)) is not None, f"no Triton could start from the state folder {str(state)!r}: {advice}")
+    return state
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -154,14 +175,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _section(row: Mapping[str, Any], name: str, cls: type[Any]) -> Any:
     values = row[name]
     _need(isinstance(values, dict), f"{name} must be a table")
-    _only(values, cls, f"{name}.")
+    _only(values, [each.name for each in dataclasses.fields(cls)], f"{name}.")
     for key, value in values.items():
         _need(type(value) is int, f"{name}.{key} is {value!r}; expected a whole number")
     return cls(**values)
 
 
-def _only(row: Mapping[str, Any], cls: type[Any], place: str) -> None:
-    known = [each.name for each in dataclasses.fields(cls)]
+def _only(row: Mapping[str, Any], known: list[str], place: str) -> None:
     if unknown := sorted(set(row) - set(known)):
         raise BadSettings(f"unknown key {place}{unknown[0]}; allowed here: {', '.join(known)}")
     if missing := [name for name in known if name not in row]:

@@ -1,7 +1,7 @@
 """Brings the local stack up, in order, and says where everything is; a stack that is up is checked and left alone.
 
-`make up`, the demo, the bench and the whole-system tests call `bring_up`. What a killed supervisor left behind ends first. Programs that
-crash later are supervisord's business.
+`make up`, the demo, the bench and the whole-system tests call `bring_up`. What a killed supervisor left behind ends first; Tritons of
+earlier deliveries come back with the rest. Programs that crash later are supervisord's business.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import hashlib
 import platform
 import subprocess
 import time
+import xmlrpc.client
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+from supervisor.xmlrpc import Faults
 
+from delivery import triton
 from stack import postgres, processes, supervisor, variables, webhook
 from stack.environments import RUNNING, ensure
 from stack.keys import Keys, keys_file, read_or_make_keys
-from stack.services import Service, airflow_command, table
+from stack.services import Service, airflow_command, servers, table
 from stack.settings import ROOT, Settings
 
 POLL_S = 0.1
@@ -55,10 +58,10 @@ def bring_up(settings: Settings, say: Say = print) -> None:
         alive = supervisor.is_alive(settings)
         if not alive:
             clear_leftovers(settings, say)
-        check_ports(_stopped(services, settings) if alive else services.values(), settings)
+        check_ports(_ports_to_take(services.values(), settings, _states(settings) if alive else {}))
         if not alive:
             supervisor.start_daemon(services.values(), settings)
-        walk(_steps(services, settings, keys), say)
+        walk({**_steps(services, settings, keys), **_server_steps(settings)}, say)
 
 
 def addresses(settings: Settings) -> str:
@@ -91,13 +94,21 @@ def make_folders(settings: Settings) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def check_ports(services: Iterable[Service], settings: Settings) -> None:
-    """Raises `NotUp` naming every port of these services that is taken, by whom, and where to change it."""
-    wanted = {name: settings.ports.fixed()[name] for service in services for name in service.ports}
+def check_ports(wanted: Mapping[str, int]) -> None:
+    """Raises `NotUp` naming every one of these ports that is taken, by whom, and where to change it."""
     taken = {name: processes.holder_of(port) for name, port in wanted.items()}
     lines = [f"port {wanted[name]} ({name}) is taken by {who}" for name, who in taken.items() if who]
     if lines:
-        raise NotUp("\n".join([*lines, "stop it, or change the port in stack/settings.toml under [ports]"]))
+        raise NotUp("\n".join([*lines, "stop it; the port of a service can be changed in stack/settings.toml under [ports]"]))
+
+
+def _ports_to_take(services: Iterable[Service], settings: Settings, states: Mapping[str, str]) -> dict[str, int]:
+    """Ports by name of what does not run now, services and Tritons; `states` are supervisord's words by program, none when it is down."""
+    fixed = {
+        name: settings.ports.fixed()[name] for each in services if states.get(each.name) not in supervisor.ALIVE for name in each.ports
+    }
+    stopped = [server for name, server in triton.servers(settings.state).items() if states.get(name) not in triton.ALIVE]
+    return fixed | {f"{server.name} {kind}": port for server in stopped for kind, port in triton.ports_of(server).items()}
 
 
 def clear_leftovers(settings: Settings, say: Say) -> None:
@@ -171,9 +182,31 @@ def _steps(services: Mapping[str, Service], settings: Settings, keys: Keys) -> d
     return {"postgres": start.pop("postgres"), "databases": databases, "migrations": migrations, **start, "webhook": events}
 
 
-def _stopped(services: Mapping[str, Service], settings: Settings) -> list[Service]:
-    rows = supervisor.states(settings)
-    return [each for name, each in services.items() if rows[name]["statename"] not in supervisor.ALIVE]
+def _server_steps(settings: Settings) -> dict[str, Step]:
+    """One for each Triton that supervisord knows: it has started them by itself, or gave one up, which starts again here."""
+    known = supervisor.states(settings)
+    return {
+        name: Step(name=name, after=(), act=_unless_taken_away(_starter(each, settings)))
+        for name, each in servers(settings).items()
+        if name in known
+    }
+
+
+def _unless_taken_away(act: Callable[[], None]) -> Callable[[], None]:
+    """A delivery may stop its server while `up` waits for it: then nothing is missing."""
+
+    def forgiving() -> None:
+        try:
+            act()
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != Faults.BAD_NAME:
+                raise
+
+    return forgiving
+
+
+def _states(settings: Settings) -> dict[str, str]:
+    return {name: row["statename"] for name, row in supervisor.states(settings).items()}
 
 
 def _starter(service: Service, settings: Settings) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from stack import postgres
@@ -17,13 +18,22 @@ from stack.processes import MARKER, SERVICE
 from stack.settings import ROOT, Settings
 
 INHERITED = ("HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "http_proxy", "https_proxy")
+LOOPBACK = ("127.0.0.1", "localhost")
+NO_PROXY = ("NO_PROXY", "no_proxy")  # programs differ in which of the two they read
 WEBHOOK_USER = "webhook"
 ADMIN_USER = "admin"
 
 
+def spare_loopback(environ: MutableMapping[str, str]) -> None:
+    """Adds loopback to what is reached without a proxy; every program that starts or asks the stack begins with it."""
+    known = dict.fromkeys(word.strip() for name in NO_PROXY for word in environ.get(name, "").split(",") if word.strip())
+    environ.update(dict.fromkeys(NO_PROXY, ",".join([*known, *(each for each in LOOPBACK if each not in known)])))
+
+
 def base(settings: Settings) -> dict[str, str]:
     """What every process of the stack gets; of the caller's environment only what is listed, so that a start is repeatable."""
-    kept = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    kept = {name: os.environ[name] for name in (*INHERITED, *NO_PROXY) if name in os.environ}
+    spare_loopback(kept)
     return {
         **kept,
         "PATH": os.environ.get("PATH", os.defpath),
@@ -33,8 +43,6 @@ def base(settings: Settings) -> dict[str, str]:
         "PYTHONSAFEPATH": "1",  # with the checkout on the path, its folder `docker` would pass for the SDK
         "PYTHONUNBUFFERED": "1",
         "SPT_NOENV": "1",  # Airflow renames its processes; without this it overwrites the environment by which they are found
-        "NO_PROXY": "127.0.0.1,localhost",
-        "no_proxy": "127.0.0.1,localhost",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

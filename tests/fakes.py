@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Row, Rows, SplitView
-from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, Unknown, may_release, renewed, taken
+from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, Unknown, may_release, mirror_ttl, renewed, taken
 from delivery.triton import Server
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
@@ -44,8 +44,9 @@ class FakeDirector:
         self.traffic[model] = self._of(model).without_candidate(version)
         return self._view(model)
 
-    def put_shadow(self, model: str, permille: int) -> ModelView:
+    def put_shadow(self, model: str, permille: int, ttl_s: float | None = None) -> ModelView:
         self._called("put_shadow")
+        mirror_ttl(permille, ttl_s)
         self.traffic[model] = self._of(model).with_shadow(permille)
         return self._view(model)
 

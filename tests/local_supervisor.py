@@ -1,5 +1,6 @@
 """A real supervisord with a state folder of its own, for tests that start real Tritons; environments are those of the checkout."""
 
+import dataclasses
 import os
 import socket
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def scratch_settings(state: Path) -> Settings:
     settings = read_settings({"PENSTOCK_STATE": str(state)})
     first = free_ports(PORTS)
     ports = Ports(**{**settings.ports.fixed(), "triton_first": first, "triton_last": first + PORTS - 1})
-    return Settings(state=state, ports=ports, airflow=settings.airflow)
+    return dataclasses.replace(settings, ports=ports)
 
 
 def free_ports(count: int) -> int:

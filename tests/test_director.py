@@ -292,7 +292,7 @@ async def test_mirrored_requests_are_counted_with_their_failures(shared, model):
     async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
         v2.fails = lambda number: number % 3 == 0  # never three in a row, which would eject it
         await begin_rollout(shared, v1, v2)
-        await call(shared.client.put_shadow, model, 1000)
+        await call(shared.client.put_shadow, model, 1000, 60)
         answers = [*await client.many(30), *await client.many(30, "grpc")]
 
         async def counted() -> bool:
@@ -304,6 +304,41 @@ async def test_mirrored_requests_are_counted_with_their_failures(shared, model):
         mirrored = shared.client.mirrored(model)
     assert {(each.status, each.version) for each in answers} == {(200, 1)}
     assert (mirrored.requests, mirrored.failures, v2.asked) == (60, 20, 60)
+
+
+async def test_a_mirror_that_nobody_renews_lapses(shared, model):
+    """A copy of the traffic is candidate traffic: it ends with its time, though nobody takes it back."""
+    async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
+        await begin_rollout(shared, v1, v2)
+        await call(shared.client.put_shadow, model, 1000, 2)
+        await client.many(20)
+        await until(lambda: _no_mirror(shared, model), "the mirror lapses")
+        await call(shared.client.put_split, model, "me", 0, 10)  # a confirmed change: Envoy is up to date
+        await until(lambda: _no_mirror_route(shared, model), "the routes are without it")
+        before = v2.asked
+        await client.many(20)
+    assert before > 0
+    assert v2.asked == before
+
+
+async def _no_mirror(stack: Stack, model: str) -> bool:
+    return stack.client.model(model).shadow_permille == 0
+
+
+async def _no_mirror_route(stack: Stack, model: str) -> bool:
+    page = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{stack.port['admin']}/config_dump?resource=dynamic_route_configs")).json()
+    routes = [each for table in page["configs"] for host in table["route_config"]["virtual_hosts"] for each in host["routes"]]
+    return not any(each.get("route", {}).get("request_mirror_policies") for each in routes if each["name"].startswith(f"{model}-"))
+
+
+async def test_traffic_cannot_be_moved_past_the_director(shared, model):
+    """Envoy's own admin interface sets no weight: there is no layer that it could write to."""
+    async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
+        await begin_rollout(shared, v1, v2)
+        key = f"split.{model}.{model}--v2--http"
+        answer = await call(httpx.post, f"http://127.0.0.1:{shared.port['admin']}/runtime_modify?{key}=1000")
+        assert share(await client.many(50), 2) == 0
+    assert (answer.is_success, key in shared.runtime()) == (False, False)
 
 
 # ---- when something dies
@@ -350,16 +385,17 @@ async def _awake(stack: Stack) -> bool:
 
 
 async def test_a_restarted_director_knows_its_models_and_has_no_leases(own):
-    """Roles are durable, leases are not; the rollout can go on with a new split."""
+    """Roles are durable, leases and mirrors are not; the rollout can go on with a new split."""
     async with versions("digits", 1, 2) as (v1, v2), Client(own, "digits") as client:
         await begin_rollout(own, v1, v2)
         await call(own.client.put_split, "digits", "me", 1000, 60)
+        await call(own.client.put_shadow, "digits", 500, 60)
         before = own.client.observations("digits").epoch
         own.director.stop(signal.SIGKILL)
         own.director.start()
         await asyncio.to_thread(own.wait_connected)
         view = own.client.model("digits")
-        assert (view.stable, view.candidate, view.split) == (v1.backend, v2.backend, None)
+        assert (view.stable, view.candidate, view.split, view.shadow_permille) == (v1.backend, v2.backend, None, 0)
         assert share(await client.many(100), 2) == 0
         await call(own.client.put_split, "digits", "me", 1000, 60)
         assert share(await client.many(20), 2) == 1
@@ -384,7 +420,7 @@ async def test_without_a_gateway_nothing_is_changed(own):
         wait_until(lambda: httpx.get(f"{own.director_url}/health").json()["gateway"] == "waiting", "the director notices")
         for ask in (
             lambda: own.client.put_candidate("digits", 3, *v2.address[1:]),
-            lambda: own.client.put_shadow("digits", 10),
+            lambda: own.client.put_shadow("digits", 10, 10),
             lambda: own.client.put_split("digits", "me", 10, 10),
             lambda: own.client.put_stable("digits", 2),
         ):
@@ -437,6 +473,31 @@ def test_no_lease_is_sent_after_its_time(tmp_path):
     assert (before["split.digits.digits--v2--http"], board._weights(), board.lease("digits")) == (300, {}, None)
 
 
+async def test_a_mirror_is_renewed_without_touching_the_gateway(tmp_path):
+    """The same share again begins its time anew and renders nothing; unrenewed it ends, in the routes' file and in the state."""
+    clock = [0.0]
+    models = {"digits": ModelTraffic(model="digits", stable=backend(1), candidate=backend(2))}
+    state = StateFile(tmp_path / "state.json")
+    state.write(models)
+    board = Switchboard(state=state, files=tmp_path, admin=Admin(_nobody), settings=Settings(), now_s=lambda: clock[0])
+    board._remember(models["digits"].with_shadow(100))
+    board._mirrors["digits"] = 5.0
+    before = (tmp_path / "rds" / "rds.json").stat().st_mtime_ns
+    clock[0] = 4.0
+    await board.put_shadow("digits", permille=100, ttl_s=5)  # nobody is connected: a change would be refused
+    clock[0] = 8.9
+    board.lapse()
+    assert (board.traffic("digits").shadow_permille, (tmp_path / "rds" / "rds.json").stat().st_mtime_ns) == (100, before)
+    clock[0] = 9.0
+    with pytest.raises(GatewayAway):
+        await board.put_shadow("digits", permille=100, ttl_s=5)
+    async with board._locks["digits"]:
+        board.lapse()
+        assert board.traffic("digits").shadow_permille == 100
+    board.lapse()
+    assert (board.traffic("digits").shadow_permille, state.read()["digits"]) == (0, models["digits"])
+
+
 def backend(version: int) -> Backend:
     return Backend(version=version, http=f"127.0.0.1:{8000 + version}", grpc=f"127.0.0.1:{9000 + version}")
 
@@ -485,7 +546,9 @@ def test_health_is_open(shared):
         ("PUT", "split", {"holder": "a", "permille": 1}, "ttl_s"),
         ("PUT", "split", {"holder": "a", "permille": 1.5, "ttl_s": 1}, "permille"),
         ("PUT", "split", {"holder": "a", "permille": True, "ttl_s": 1}, "permille"),
-        ("PUT", "shadow", {"permille": 1001}, "permille"),
+        ("PUT", "shadow", {"permille": 1001, "ttl_s": 5}, "permille"),
+        ("PUT", "shadow", {"permille": 1}, "ttl_s"),
+        ("PUT", "shadow", {"permille": 1, "ttl_s": 1}, "ttl_s"),
         ("PUT", "candidate", {"version": 1, "http": "example.org:80", "grpc": "127.0.0.1:1"}, "example.org"),
         ("PUT", "candidate", {"version": 0, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1"}, "version"),
         ("PUT", "stable", {"version": "2"}, "version"),
@@ -528,7 +591,7 @@ def test_shares_of_nothing_are_not_found(shared):
     """A split, a mirror or its counters without a candidate: not there."""
     for call_it in (
         lambda: shared.client.put_split("nobody", "me", 10, 1),
-        lambda: shared.client.put_shadow("nobody", 10),
+        lambda: shared.client.put_shadow("nobody", 10, 10),
         lambda: shared.client.put_stable("nobody", 1),
         lambda: shared.client.mirrored("nobody"),
     ):

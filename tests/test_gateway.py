@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from gateway_fixtures import envoy_binary
@@ -99,6 +100,12 @@ def test_writing_leaves_one_file_in_the_watched_directory(tmp_path):
     """Envoy watches the directory: drafts must not appear in it."""
     gateway.write_resources(tmp_path, "cds", gateway.cds([]))
     assert [each.name for each in (tmp_path / "cds").iterdir()] == ["cds.json"]
+
+
+def test_no_layer_of_the_runtime_takes_orders_from_loopback():
+    """With an admin layer, anybody there could move traffic past the lease."""
+    layers = gateway.bootstrap(Path("/files"), port=1, admin_port=2, director_grpc_port=3)["layered_runtime"]["layers"]
+    assert [key for each in layers for key in each if key.endswith("_layer")] == ["static_layer", "rtds_layer"]
 
 
 def test_bootstrap_keeps_what_the_director_wrote(tmp_path):

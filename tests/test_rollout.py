@@ -33,6 +33,7 @@ class Gateway:
         self.lose: set[int] = set()
         self.unreachable: set[int] = set()
         self.mirror = 0
+        self.mirror_puts = 0
         self.counters = (100, 0)
         self.epoch = "one"
 
@@ -57,7 +58,11 @@ class Gateway:
         rows = tuple(row for row in self.rows if row.number > after)[:20_000]
         return Rows(epoch=self.epoch, last=rows[-1].number if rows else self.rows[-1].number, rows=rows)
 
-    def put_shadow(self, model: str, permille: int) -> None:
+    def put_shadow(self, model: str, permille: int, ttl_s: float | None = None) -> None:
+        self.mirror_puts += 1
+        if self.mirror_puts in self.unreachable:
+            raise DirectorUnreachable("gone")
+        assert (permille > 0) == (ttl_s is not None)
         self.mirror = permille
         self.history.append(permille)
 
@@ -265,3 +270,29 @@ def test_a_mirror_is_judged_by_the_candidates_own_endpoints(
     """Mirrored requests pass, fail or leave it open by counters; counters that fall are no evidence; the mirror is always off after."""
     decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=0.3)
     assert (outcome(decision), gateway.mirror) == (expected, 0)
+
+
+def test_a_mirror_is_renewed_at_every_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The same share is put at each look, with the policy's time to live, and taken back at the end."""
+    gateway = Gateway(per_look=1)
+    run(gateway, monkeypatch, tmp_path, shadow, max_seconds=0.3)
+    assert gateway.history[-1] == 0
+    assert set(gateway.history[:-2]) == {POLICY.shadow.permille}
+    assert len(gateway.history) > 3
+
+
+def test_a_mirror_outlives_a_short_absence_of_the_director(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first looks bring nothing, and the mirror is put again as soon as somebody answers."""
+    gateway = Gateway()
+    gateway.unreachable = {2, 3}
+    decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=5.0)
+    assert (outcome(decision), gateway.mirror) == (Outcome.PASSED, 0)
+
+
+def test_a_director_that_stays_away_ends_the_mirrors_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An error of ours and no verdict; the mirror has lapsed by then."""
+    monkeypatch.setattr(shadow, "PATIENCE_S", 0.0)
+    gateway = Gateway()
+    gateway.unreachable = set(range(2, 50))
+    with pytest.raises(DirectorUnreachable):
+        run(gateway, monkeypatch, tmp_path, shadow, max_seconds=5.0)

@@ -1,10 +1,11 @@
 """stack.settings: one file of ports, and no silent default."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from stack.settings import ROOT, BadSettings, Ports, read_settings, state_folder
+from stack.settings import ROOT, SUBSTACKS, BadSettings, Ports, read_settings, state_folder
 
 DEFAULT = (ROOT / "stack" / "settings.toml").read_text()
 
@@ -23,7 +24,7 @@ def test_the_checked_in_settings_are_valid():
 
 
 def test_the_state_folder_can_be_moved_alone(tmp_path: Path):
-    """PENSTOCK_STATE wins over the file; a relative one counts from the checkout."""
+    """PENSTOCK_STATE names it; a relative one counts from the checkout."""
     assert read_settings({"PENSTOCK_STATE": str(tmp_path)}).state == tmp_path
     assert state_folder({"PENSTOCK_STATE": "elsewhere"}) == ROOT / "elsewhere"
 
@@ -45,7 +46,10 @@ def test_another_file_replaces_the_settings(tmp_path: Path):
         ("mlflow = 15000", "mlflow = 18205", "ports.mlflow lies in the range of Triton's ports"),
         ("triton_last = 18299", "triton_last = 18204", "six ports at least"),
         ("api_workers = 2", "api_workers = 1", "airflow.api_workers must be from 2"),
-        ('state = ".penstock"', "state = 3", "state must name a folder"),
+        ("[ports]", 'state = ".elsewhere"\n[ports]', "unknown key state; allowed here: ports, airflow, gateway"),
+        ("request_timeout_ms = 5000", "request_timeout_ms = 30001", "gateway.request_timeout_ms must be from 10 to 30000"),
+        ("per_try_timeout_ms = 1000", "per_try_timeout_ms = 5001", "gateway.per_try_timeout_ms must be from 10 to request_timeout_ms"),
+        ("per_try_timeout_ms = 1000", "per_try_timeout_ms = 1.5", "gateway.per_try_timeout_ms is 1.5; expected a whole number"),
         ("[ports]", "[parts]", "unknown key parts"),
         ("[ports]", "[ports", "settings.toml"),
     ],
@@ -64,8 +68,30 @@ def test_a_missing_file_is_named(tmp_path: Path):
 
 def test_a_state_folder_too_deep_for_a_socket_is_refused(tmp_path: Path):
     """The supervisor listens on a socket below the state folder, and the kernel limits its path."""
-    with pytest.raises(BadSettings, match="too long for a socket: set PENSTOCK_STATE"):
+    with pytest.raises(BadSettings, match="bytes too long for the sockets below it: set PENSTOCK_STATE"):
         read_settings({"PENSTOCK_STATE": str(tmp_path / ("deep" * 25))})
+
+
+@pytest.mark.parametrize(("length", "fits"), [(73, True), (74, False)])
+def test_a_state_folder_leaves_room_for_what_lies_deeper(length: int, *, fits: bool):
+    """A folder that is taken holds the demo's and the bench's sockets too, under the longer name that supervisord makes them by."""
+    environ = {"PENSTOCK_STATE": "/" + "x" * (length - 1)}
+    if not fits:
+        with pytest.raises(BadSettings, match="is 1 bytes too long"):
+            read_settings(environ)
+        return
+    settings = read_settings(environ)
+    for inner in SUBSTACKS:
+        deeper = dataclasses.replace(settings, state=settings.state / inner)
+        assert len(f"{deeper.supervisor_socket}.4194304") <= 107
+
+
+@pytest.mark.parametrize("name", ["my models", "a'b", "a$b", "50%", "naïve", "a;b", "(a)"])
+def test_a_state_folder_that_a_shell_would_take_apart_is_refused(name: str):
+    """Triton starts its backends through a shell without quoting: no server would come up, and none would say why."""
+    for read in (read_settings, state_folder):
+        with pytest.raises(BadSettings, match="set PENSTOCK_STATE to a path of"):
+            read({"PENSTOCK_STATE": f"/srv/{name}"})
 
 
 def test_fixed_ports_leave_out_the_range():

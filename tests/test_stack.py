@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,13 +16,30 @@ import httpx
 import psutil
 import pytest
 from local_supervisor import free_ports
+from supervisor.xmlrpc import Faults
 
+from stack import __main__ as stack_main
 from stack import bootstrap, environments, processes, supervisor, variables, webhook
+from stack.__main__ import main
+from stack.down import take_down
 from stack.environments import ENVIRONMENTS, NotInstalled, ensure, link_packages
 from stack.keys import Keys
 from stack.services import Service, table
-from stack.settings import ROOT, Settings, read_settings
-from stack.up import NotUp, Step, addresses, check_ports, clear_leftovers, make_folders, only_one, shared_memory_prefix, walk
+from stack.settings import ROOT, Gateway, Settings, read_settings
+from stack.up import (
+    NotUp,
+    Step,
+    _ports_to_take,
+    _unless_taken_away,
+    addresses,
+    check_ports,
+    clear_leftovers,
+    make_folders,
+    only_one,
+    shared_memory_prefix,
+    walk,
+)
+from stack.variables import spare_loopback
 
 # Says that it is ready, then waits to be ended; with a port as argument it listens there first.
 CHILD = """
@@ -95,16 +113,6 @@ def test_only_the_owner_reaches_the_supervisor(services: dict[str, Service], set
     assert settings.run.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_state_folder_with_strange_characters_survives_the_supervisors_file(tmp_path: Path):
-    """Spaces and percent signs are ordinary in folder names."""
-    strange = read_settings({"PENSTOCK_STATE": str(tmp_path / "50% of it")})
-    for name in ("postgres", "envoy"):
-        (strange.environment(name) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
-    config = rendered(table(strange, Keys()), strange)
-    assert config["supervisord"]["logfile"] == str(strange.logs / "supervisord.log")
-    assert shlex.split(config["program:mlflow"]["command"])[0] == str(strange.python("stack"))
-
-
 def test_services_come_after_what_they_need(services: dict[str, Service]):
     """The order is part of the table: databases before what writes to them, the director before the gateway."""
     assert services["mlflow"].after == ("databases",)
@@ -120,6 +128,38 @@ def test_airflow_and_registry_listen_on_loopback_only(services: dict[str, Servic
     assert "listen_addresses=127.0.0.1" in services["postgres"].command
 
 
+def test_the_directors_time_outs_are_the_settings(settings: Settings):
+    """What a request may take is the user's to say, in milliseconds; the director is told in seconds."""
+    slower = dataclasses.replace(settings, gateway=Gateway(per_try_timeout_ms=2500, request_timeout_ms=20_000))
+    words = table(slower, Keys())["director"].command
+    assert words[words.index("--per-try-timeout-s") + 1] == "2.5"
+    assert words[words.index("--timeout-s") + 1] == "20"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "127.0.0.1,localhost"),
+        ({"NO_PROXY": "a.example, localhost"}, "a.example,localhost,127.0.0.1"),
+        ({"NO_PROXY": "a.example", "no_proxy": "b.example"}, "a.example,b.example,127.0.0.1,localhost"),
+    ],
+)
+def test_loopback_is_reached_without_a_proxy(before: dict[str, str], after: str):
+    """A user with a proxy and no exception for loopback would see every probe fail; the user's own exceptions stay."""
+    environ = dict(before)
+    spare_loopback(environ)
+    assert environ == {"NO_PROXY": after, "no_proxy": after}
+
+
+def test_every_command_spares_loopback_before_anything_else(monkeypatch: pytest.MonkeyPatch):
+    """Also where the command then fails: children that were started earlier have it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "a.example")
+    monkeypatch.setenv("PENSTOCK_STATE", "/a b")
+    assert main(["status"]) == 1
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "a.example,127.0.0.1,localhost"
+
+
 def test_programs_get_no_more_of_the_users_environment_than_listed(settings: Settings, monkeypatch: pytest.MonkeyPatch):
     """A start is the same from every shell: a stray PYTHONPATH or AIRFLOW variable changes nothing."""
     monkeypatch.setenv("PYTHONPATH", "/somewhere")
@@ -129,16 +169,76 @@ def test_programs_get_no_more_of_the_users_environment_than_listed(settings: Set
     assert (given[processes.MARKER], given[processes.SERVICE]) == (str(settings.state), "scheduler")
 
 
-def test_a_taken_port_is_reported_with_its_holder(
-    services: dict[str, Service], settings: Settings, child: Callable[..., subprocess.Popen[str]]
-):
+def test_a_taken_port_is_reported_with_its_holder(child: Callable[..., subprocess.Popen[str]]):
     """The message names port, service, pid and command, and where to change the port."""
     port = free_ports(1)
     holder = child(str(port))
-    elsewhere = dataclasses.replace(settings, ports=dataclasses.replace(settings.ports, mlflow=port))
     with pytest.raises(NotUp, match=rf"port {port} \(mlflow\) is taken by pid {holder.pid} \(.*python.*\n.*stack/settings.toml") as raised:
-        check_ports([services["mlflow"]], elsewhere)
+        check_ports({"mlflow": port, "gateway": free_ports(1)})
     assert "gateway" not in str(raised.value)
+
+
+def write_server(settings: Settings, name: str, first: int) -> None:
+    flags = f"--name {name} --repository /store --http {first} --grpc {first + 1} --metrics {first + 2}"
+    (settings.servers / f"{name}.conf").write_text(f"[program:{name}]\ncommand=python serve.py {flags}\n")
+
+
+def test_ports_of_stopped_servers_are_checked_too(services: dict[str, Service], settings: Settings):
+    """A model's server keeps its ports; supervisord would start it in vain for ever where another program sits on one."""
+    write_server(settings, "digits--v3", 18203)
+    write_server(settings, "digits--v4", 18206)
+    states = {**dict.fromkeys(services, "RUNNING"), "director": "STOPPED", "digits--v3": "BACKOFF", "digits--v4": "RUNNING"}
+    own = {"digits--v3 http": 18203, "digits--v3 grpc": 18204, "digits--v3 metrics": 18205}
+    assert _ports_to_take(services.values(), settings, states) == {"director_http": 18100, "director_grpc": 18101, **own}
+    assert set(_ports_to_take(services.values(), settings, {})) == {
+        *settings.ports.fixed(),
+        *own,
+        *(key.replace("v3", "v4") for key in own),
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [("RUNNING", "digits is not ready at 127.0.0.1:1"), ("BACKOFF", "its log is digits--v3.log"), (None, "supervisord does not know it")],
+)
+def test_a_server_that_does_not_serve_is_trouble(
+    settings: Settings, state: str | None, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The status of a stack whose models do not answer is not good, whatever its services say."""
+    write_server(settings, "digits--v3", 1)
+    monkeypatch.setattr(stack_main, "_services", lambda _: {})
+    monkeypatch.setattr(supervisor, "is_alive", lambda _: True)
+    row = {"statename": state, "description": "", "start": 0}
+    monkeypatch.setattr(supervisor, "states", lambda _: {"digits--v3": row} if state else {})
+    assert stack_main.status(settings, None) == 1
+    assert told in capsys.readouterr().out
+
+
+def test_a_server_that_is_taken_away_meanwhile_is_not_waited_for():
+    """A delivery may stop its server while `up` looks at it; any other fault is told."""
+
+    def fault(code: int) -> Callable[[], None]:
+        def act() -> None:
+            raise xmlrpc.client.Fault(code, "no")
+
+        return act
+
+    _unless_taken_away(fault(Faults.BAD_NAME))()
+    with pytest.raises(xmlrpc.client.Fault):
+        _unless_taken_away(fault(Faults.FAILED))()
+
+
+def test_taking_down_reaches_the_stacks_below(settings: Settings, child: Callable[..., subprocess.Popen[str]]):
+    """What a killed demo, bench or test run left goes with `make down`: processes and shared memory; another's stay."""
+    inner = dataclasses.replace(settings, state=settings.state / "demo")
+    orphan = child(**{processes.MARKER: str(inner.state)})
+    other = child(**{processes.MARKER: f"{settings.state}-other"})
+    region = Path("/dev/shm") / f"{shared_memory_prefix(inner)}digits--v1.x"
+    region.touch()
+    said: list[str] = []
+    take_down(settings, said.append)
+    assert (psutil.pid_exists(orphan.pid), region.exists(), other.poll()) == (False, False, None)
+    assert said == [f"the stack is down; its data stays in {each.state}" for each in (inner, settings)]
 
 
 def test_processes_are_ours_by_their_mark(settings: Settings, child: Callable[..., subprocess.Popen[str]]):
@@ -262,16 +362,22 @@ def test_an_unknown_environment_is_refused(tmp_path: Path):
 
 
 def test_an_environment_is_current_only_with_its_lock_and_its_python(tmp_path: Path):
-    """Another lock or another Python makes it again; an interrupted installation has no stamp and is made again."""
+    """Another lock, Python or place makes it again, a link to it does not; an interrupted installation has no stamp and is made again."""
     home = tmp_path / "envs" / "envoy"
     (home / "bin").mkdir(parents=True)
     (home / "bin" / "python").touch()
     assert not environments._is_current("envoy", tmp_path)
-    (home / "python").write_text(environments._python())
+    (home / "python").write_text(environments._python(home))
     (home / "stamp").write_text(environments._digest(ROOT / "docker" / "envoy" / "requirements.txt"))
     assert environments._is_current("envoy", tmp_path)
-    (home / "python").write_text("/other 3.11")
-    assert not environments._is_current("envoy", tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "envs").symlink_to(tmp_path / "envs")
+    assert environments._is_current("envoy", tmp_path / "demo")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "envs").rename(tmp_path / "other" / "envs")
+    assert not environments._is_current("envoy", tmp_path / "other")
+    (tmp_path / "other" / "envs" / "envoy" / "python").write_text("/other 3.11")
+    assert not environments._is_current("envoy", tmp_path / "other")
 
 
 def test_a_python_that_will_not_do_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

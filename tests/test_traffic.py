@@ -162,8 +162,27 @@ def test_cluster_names_are_read_back():
 
 def test_state_survives_its_file():
     """What was written is read back equal, empty roles included."""
-    models = {"digits": replace(ROLLOUT, shadow_permille=7), "a": ModelTraffic(model="a", stable=backend(1))}
+    models = {"digits": ROLLOUT, "a": ModelTraffic(model="a", stable=backend(1))}
     assert traffic.load(json.loads(json.dumps(traffic.dump(models)))) == models
+
+
+def test_no_mirror_survives_a_restart():
+    """Who asked for it has lost it like a lease, and asks again."""
+    mirrored = {"digits": replace(ROLLOUT, shadow_permille=7)}
+    assert traffic.load(traffic.dump(mirrored)) == {"digits": ROLLOUT}
+
+
+@pytest.mark.parametrize(("permille", "ttl_s", "time_s"), [(0, None, 0), (0, 5, 0), (1, 2, 2), (1000, 600, 600)])
+def test_a_mirror_holds_for_its_time(permille, ttl_s, time_s):
+    """From 2 to 600 seconds unrenewed; none needs none."""
+    assert traffic.mirror_ttl(permille, ttl_s) == time_s
+
+
+@pytest.mark.parametrize(("permille", "ttl_s"), [(1, None), (1, 1.9), (1, 601), (1, float("nan")), (-1, 5), (1001, 5)])
+def test_a_mirror_without_an_end_is_refused(permille, ttl_s):
+    """It is candidate traffic: no time to live, or one that is none, is no mirror."""
+    with pytest.raises(ValueError, match=r"ttl_s|permille"):
+        traffic.mirror_ttl(permille, ttl_s)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def repository_of(server: Server) -> Path:
     return Path(words[words.index("--repository") + 1])
 
 
+def test_a_server_is_started_again_whatever_happens(server: Server, local_supervisor: Settings):  # noqa: F811
+    """Supervisord's own three tries would leave a stable version down for good after a port was taken for some seconds."""
+    conf = (local_supervisor.servers / f"{server.name}.conf").read_text()
+    assert "startretries=1000\n" in conf
+
+
 def test_a_name_serves_one_repository(server: Server, tmp_path: Path):
     """A server is not turned to other content under the same name."""
     with pytest.raises(ValueError, match=r"serves .* already"):
@@ -279,6 +285,18 @@ def test_a_bad_request_spoils_no_other_of_its_batch(tmp_path: Path, monkeypatch:
     assert bad == "INTERNAL"
 
 
+def test_a_request_that_cannot_be_read_is_refused_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bytes that are no text are their sender's fault (INVALID_ARG); the rest of the batch is answered, in order."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", fake_backend_utils())
+    backend = load_backend(tmp_path)
+    unreadable = FakeRequest([0])
+    unreadable.values = np.array([[b"\xff"]], dtype=np.object_)
+    answers = backend.execute([FakeRequest([0]), unreadable, FakeRequest([2]), FakeRequest([1])])
+    assert answers[1] == "INVALID_ARG"
+    assert [answers[each]["value"].tolist() for each in (0, 2, 3)] == [[[0.5]], [[2.5]], [[1.5]]]
+    assert backend.execute([unreadable]) == ["INVALID_ARG"]
+
+
 def fake_backend_utils() -> types.ModuleType:
     """Triton's module as far as the backend uses it; a response is a dict of arrays, or the code of its error."""
     utils = types.ModuleType("triton_python_backend_utils")
@@ -287,6 +305,7 @@ def fake_backend_utils() -> types.ModuleType:
     utils.Tensor = lambda name, values: (name, values)
     utils.TritonError = lambda _, code: code
     utils.TritonError.INTERNAL = "INTERNAL"
+    utils.TritonError.INVALID_ARG = "INVALID_ARG"
     utils.InferenceResponse = lambda output_tensors=(), error=None: error or dict(output_tensors)
     utils.Logger = types.SimpleNamespace(log_warn=lambda _: None)
     return utils

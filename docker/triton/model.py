@@ -32,14 +32,10 @@ class TritonPythonModel:
         self._insist_on_names()
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Runs the requests as one batch; should that raise, one by one, so that a bad request spoils no other's answer."""
-        feeds = [self._feed(request) for request in requests]
-        if self.batches and len(feeds) > 1:
-            try:
-                return self._together(feeds)
-            except Exception as error:
-                pb_utils.Logger.log_warn(f"a batch of {len(feeds)} requests failed, running them one by one: {error}")
-        return [self._alone(feed) for feed in feeds]
+        """Runs the requests that can be read as one batch; should that raise, one by one: a bad request spoils no other's answer."""
+        read = [self._read(request) for request in requests]
+        answers = iter(self._answers([each for each in read if isinstance(each, dict)]))
+        return [next(answers) if isinstance(each, dict) else each for each in read]
 
     def finalize(self) -> None:
         self.session = None
@@ -52,6 +48,22 @@ class TritonPythonModel:
             known = [each.name for each in have]
             if missing := sorted(set(wanted) - set(known)):
                 raise ValueError(f"config.pbtxt names the {kind} {missing[0]!r}; the ONNX file has {known}")
+
+    def _read(self, request: Any) -> Feed | Any:
+        """The request's rows, or its answer when it cannot be read: the client's fault, which no other version would answer better."""
+        try:
+            return self._feed(request)
+        except Exception as error:
+            fault = pb_utils.TritonError(f"onnxruntime: the request cannot be read: {error}", pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=fault)
+
+    def _answers(self, feeds: list[Feed]) -> list[Any]:
+        if self.batches and len(feeds) > 1:
+            try:
+                return self._together(feeds)
+            except Exception as error:
+                pb_utils.Logger.log_warn(f"a batch of {len(feeds)} requests failed, running them one by one: {error}")
+        return [self._alone(feed) for feed in feeds]
 
     def _feed(self, request: Any) -> Feed:
         return {name: _readable(pb_utils.get_input_tensor_by_name(request, name).as_numpy()) for name in self.inputs}

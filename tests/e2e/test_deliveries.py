@@ -56,6 +56,25 @@ def test_the_same_event_again_is_one_delivery(world: World) -> None:
     assert len(runs) == len(set(runs))
 
 
+def test_an_event_that_nobody_received_is_found_by_the_sweep(world: World) -> None:
+    """MLflow gives an event up after seconds; a version marked while the receiver is dead is delivered all the same."""
+    world.kill("api-server")
+    number = world.register("s3://nowhere/model")
+    assert world.outcome(number) == "refused"
+    assert world.airflow.runs(DELIVER).count(f"deliver__{MODEL}__v{number}") == 1
+
+
+def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -> None:
+    """A person asks for a version by the UI's form: the gates run, no server starts, no traffic moves, and the registry says so."""
+    stable = world.share().stable
+    number = world.train_unmarked("v2")
+    run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
+    assert world.ended(number, run) == "dry_run"
+    states = {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
+    assert (states["latency_benchmark"], states["start_candidate"], states["promote"]) == ("success", "skipped", "skipped")
+    assert (world.share().stable, world.share().candidate) == (stable, 0)
+
+
 def test_the_webhook_refuses_what_mlflow_did_not_sign(world: World) -> None:
     """The receiver stands open on the api-server, takes nothing unsigned."""
     answer = httpx.post(f"{world.stage.settings.airflow_url}/mlflow-webhook/", json={"entity": "model_version"}, trust_env=False)
