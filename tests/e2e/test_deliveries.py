@@ -67,7 +67,7 @@ def test_an_event_that_nobody_received_is_found_by_the_sweep(world: World) -> No
 def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -> None:
     """A person asks for a version by the UI's form: the gates run, no server starts, no traffic moves, and the registry says so."""
     stable = world.share().stable
-    number = world.train_unmarked("v2")
+    number = world.register_again(1)
     run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
     assert world.ended(number, run) == "dry_run"
     states = {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
