@@ -94,7 +94,7 @@ class World:
     def register_again(self, number: int) -> int:
         """The same model once more, without the marker, so that no event delivers it. Returns the new number."""
         row = self.mlflow("GET", "model-versions/get", params={"name": MODEL, "version": str(number)})["model_version"]
-        body = {"name": MODEL, "source": row["source"], "run_id": row["run_id"]}
+        body = {"name": MODEL, "source": row["source"], "run_id": row["run_id"], "model_id": row["source"].removeprefix("models:/")}
         return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
 
     def ended(self, number: int, run: str, limit_s: float = 420) -> str:

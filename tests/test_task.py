@@ -268,6 +268,7 @@ def test_restore_learns_what_ended_and_how(use, tmp_path: Path) -> None:
     inputs = Spec.from_json(job.spec_json).inputs
     assert [(row["task"], row["outcome"]) for row in inputs["verdicts"]] == [("claim", "passed"), ("golden_set", "error")]
     assert inputs["promoted"] is False
+    assert Spec.from_json(job.spec_json).evidence_uri == f"{CLAIM['artifacts_uri']}/deliver__digits__v2/restore"
 
 
 def test_restore_ignores_verdicts_of_an_earlier_attempt(use, tmp_path: Path) -> None:
