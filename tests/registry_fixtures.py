@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,6 +62,7 @@ def mlflow_address_fixture() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**QUIET, "MLFLOW_TRACKING_URI": address, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}.items():
             patch.setenv(name, value)
+        mlflow.set_experiment(experiment_id="0")  # MLflow remembers another test's choice for the whole process
         yield address
 
 
