@@ -247,6 +247,11 @@ def not_superseded(spec: Spec, newer: int | None) -> Finding:
     return Finding(name="not_superseded", outcome=Outcome.FAILED, why=why, observed=float(newer))
 
 
+def judgements(rollout: Rollout) -> int:
+    """How many judgements share the one false-alarm budget (union bound): the mirror's errors, errors and latency of each step."""
+    return 1 + 2 * len(rollout.steps)
+
+
 def limit(spec: Spec, name: str, kind: type[Any]) -> Any:
     """A section of the policy from the spec's limits; raises `BadSpec` when it is missing or wrong."""
     try:

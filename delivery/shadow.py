@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from delivery.director_client import Director, DirectorUnreachable
-from delivery.rollout import PATIENCE_S, Plan, limit, watch
+from delivery.rollout import PATIENCE_S, Plan, judgements, limit, watch
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
 from validation.judges import errors_below
 from validation.policy import Rollout, Shadow, Trigger
@@ -101,6 +101,6 @@ class Mirror:
             n=requests,
             limit=self.rollout.error_limit,
             exclude=self.shadow.exclude_error_rate,
-            false_alarm=self.rollout.false_alarm / 2,
+            false_alarm=self.rollout.false_alarm / judgements(self.rollout),
             miss=self.rollout.miss,
         )

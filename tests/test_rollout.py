@@ -296,3 +296,8 @@ def test_a_director_that_stays_away_ends_the_mirrors_watch(monkeypatch: pytest.M
     gateway.unreachable = set(range(2, 50))
     with pytest.raises(DirectorUnreachable):
         run(gateway, monkeypatch, tmp_path, shadow, max_seconds=5.0)
+
+
+def test_one_false_alarm_budget_covers_mirror_and_steps() -> None:
+    """The chances of all judgements of a rollout, the mirror's included, add up to the policy's `false_alarm` and no more."""
+    assert rollout.judgements(POLICY.rollout) == 1 + 2 * len(POLICY.rollout.steps)
