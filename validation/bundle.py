@@ -11,7 +11,11 @@ This module runs no model and imports no framework; an ONNX file is only searche
 | <model>/1/model.onnx           | the model                                                                              |
 | golden/inputs.parquet          | one column per input; vectors and tensors as flat lists of fixed size; row order counts |
 | golden/labels.parquet          | column `label`                                                                         |
+| golden/slices.parquet          | the golden set's other columns (slices, queries), if it has any; same rows             |
 | reference/<output name>.npy    | what the source model answered on the golden rows, first axis = rows                   |
+| probes/inputs.parquet          | rows at the edges of the features' ranges (`validation.probes`), like golden/inputs     |
+| probes/reference/<output>.npy  | what the source model answered on the probes                                           |
+| source/...                     | a TensorFlow SavedModel, when that was the source                                      |
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ LIMIT_BYTES = 4 << 30
 LIMIT_FILES = 1000
 LIMIT_NAME = 200
 MANIFEST = "manifest.json"
+FOLDERS = ("golden", "reference", "probes", "source")
 
 NUMPY_DTYPES = {
     "BOOL": "bool",
@@ -63,11 +68,15 @@ class BadBundle(BadSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """An input or output: Triton's dtype word and the shape of one row (without the batch dimension)."""
+    """An input or output: Triton's dtype word and the shape of one row (without the batch dimension).
+
+    `dynamic` are the axes of `shape` whose size the model leaves open; the size there is the golden set's.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    dynamic: tuple[int, ...] = ()
 
     @property
     def numpy_dtype(self) -> str:
@@ -76,7 +85,11 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """`manifest.json`: what the bundle holds and where it came from. `golden_set` has the keys uri, sha256 and rows."""
+    """`manifest.json`: what the bundle holds and where it came from.
+
+    `golden_set` has the keys uri, sha256 and rows, and `written_unix_s` where it is known; `baselines` the keys inputs and outputs, each
+    a sketch of `validation.drift` by column: of the golden inputs, and of the source model's answers on them.
+    """
 
     model: str
     version: int
@@ -257,8 +270,8 @@ def _complete(manifest: Manifest) -> None:
     needed = {f"{model}/config.pbtxt", _model_file(model), "golden/inputs.parquet", "golden/labels.parquet"}
     if missing := sorted(needed - set(manifest.files)):
         raise BadBundle(f"{missing[0]} is missing")
-    if strange := sorted(name for name in manifest.files if name.split("/")[0] not in {model, "golden", "reference"} or "/" not in name):
-        raise BadBundle(f"{strange[0]}: a bundle holds {MANIFEST}, {model}/, golden/ and reference/ only")
+    if strange := sorted(name for name in manifest.files if name.split("/")[0] not in {model, *FOLDERS} or "/" not in name):
+        raise BadBundle(f"{strange[0]}: a bundle holds {MANIFEST}, {model}/, {'/, '.join(FOLDERS)}/ only")
 
 
 def _write(path: Path, name: str, data: bytes, expected_sha256: str | None) -> None:
@@ -289,7 +302,10 @@ def _tensor(row: Mapping[str, Any]) -> Tensor:
         raise ValueError(f"dtype {row['dtype']!r} of {row['name']!r}; known: {', '.join(NUMPY_DTYPES)}")
     if not all(type(size) is int for size in row["shape"]):
         raise ValueError(f"shape of {row['name']!r} must be whole numbers")
-    return Tensor(**{**row, "shape": tuple(row["shape"])})
+    dynamic = tuple(row.get("dynamic", ()))
+    if not all(type(axis) is int and 0 <= axis < len(row["shape"]) for axis in dynamic):
+        raise ValueError(f"dynamic axes {dynamic} of {row['name']!r} must be axes of its shape")
+    return Tensor(**{**row, "shape": tuple(row["shape"]), "dynamic": dynamic})
 
 
 def _table(path: Path, rows: int) -> pa.Table:

@@ -369,7 +369,7 @@ def _at_least(metric: Metric, candidate: Right) -> Finding:
     name = f"{metric.name}_at_least"
     if candidate.rows is None:
         return _unknown(name, candidate.why)
-    return accuracy_at_least(name=name, correct=int(candidate.rows.sum()), n=len(candidate.rows), limit=metric.at_least, error=ERROR)
+    return accuracy_at_least(name=name, correct=int(candidate.rows.sum()), n=len(candidate.rows), limit=metric.limit, error=ERROR)
 
 
 def _against_stable(metric: Metric, candidate: Right, stable: Right | None) -> Finding:

@@ -20,7 +20,12 @@ from typing import Any, TypeVar
 
 MODEL_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # part of cluster, DAG and file names; `--` separates there
 TRIGGERS = ("created", "tag", "alias")
-METRICS = ("accuracy",)
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    **dict.fromkeys(("accuracy", "auc", "f1", "ndcg"), True),
+    **dict.fromkeys(("log_loss", "calibration_error", "rmse", "mae", "mape"), False),
+}
+UNBOUNDED = ("log_loss", "rmse", "mae", "mape")  # margins of these are shares of the value: a unit must not change a verdict
+NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 BY_HAND = "none"
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
@@ -47,34 +52,114 @@ class Trigger:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric on the golden labels. Margins are absolute differences of the metric (0.005 = half a point of accuracy)."""
+    """A metric on the golden labels, and what it is held against.
+
+    Exactly one of `at_least` (higher is better) and `at_most` (lower is better) stands, by the metric's direction. Margins are absolute
+    differences of the metric (0.005 = half a point of accuracy), for `UNBOUNDED` metrics shares of the value compared with. Against the
+    source model (`within_training`) and stable the comparison is paired on the golden rows; against `logged_as`, a metric that training
+    logged on rows of its own, it cannot be. `group` is the golden set's column that holds a query's name: only `ndcg` has and needs it.
+    """
 
     name: str
-    at_least: float
-    within_training: float
     not_worse_than_stable: float
+    within_training: float = 0.005
+    at_least: float | None = None
+    at_most: float | None = None
+    logged_as: str | None = None
+    group: str | None = None
 
     def __post_init__(self) -> None:
-        _one_of((self.name,), METRICS, "golden_set.metrics.name")
-        _within(self.at_least, 0, 1, "golden_set.metrics.at_least")
+        _one_of((self.name,), tuple(HIGHER_IS_BETTER), "golden_set.metrics.name")
+        self._limited()
         for name in ("within_training", "not_worse_than_stable"):  # a margin of 1 would let every model pass
             _within(getattr(self, name), 0, 1, f"golden_set.metrics.{name}", open_low=True, open_high=True)
+        _need(self.logged_as != "", "golden_set.metrics.logged_as must name a logged metric")
+        _need(
+            (self.name == "ndcg") == bool(self.group),
+            "golden_set.metrics.group: ndcg needs the column of its queries, no other metric has one",
+        )
+
+    def _limited(self) -> None:
+        right, wrong = ("at_least", "at_most") if HIGHER_IS_BETTER[self.name] else ("at_most", "at_least")
+        _need(getattr(self, wrong) is None, f"golden_set.metrics.{wrong} does not fit {self.name}: use {right}")
+        _need(getattr(self, right) is not None, f"missing key golden_set.metrics.{right} for {self.name}")
+        _within(self.limit, 0, math.inf if self.name in UNBOUNDED else 1, f"golden_set.metrics.{right}")
+
+    @property
+    def higher_is_better(self) -> bool:
+        return HIGHER_IS_BETTER[self.name]
+
+    @property
+    def relative(self) -> bool:
+        """Whether margins are shares of the value compared with."""
+        return self.name in UNBOUNDED
+
+    @property
+    def limit(self) -> float:
+        limit = self.at_least if self.at_least is not None else self.at_most
+        if limit is None:
+            raise BadPolicy(f"golden_set.metrics: {self.name} has no limit")
+        return limit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far one output may be from the source model's, and on how many rows; the others keep the section's own numbers."""
+
+    output: str
+    atol: float
+    rtol: float
+    rows_outside_permille: int
+
+    def __post_init__(self) -> None:
+        _need(bool(self.output), "golden_set.tolerances.output must name an output")
+        _tolerances(self, "golden_set.tolerances")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Rows by the values of one golden-set column. The values are listed, so that a slice that lost its rows is noticed."""
+
+    column: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _need(bool(self.column), "golden_set.slices.column must name a column")
+        _need(bool(self.values) and len(set(self.values)) == len(self.values), "golden_set.slices.values: one value or more, none twice")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenSet:
+    """`error` is each comparison's chance to err on either side; over slices it is shared. `narrowed_to`: types that serving narrows to.
+
+    `duplicates_permille` and `max_age_days` are about the golden set itself; with `traffic_drift` it must also resemble recent traffic.
+    """
+
     min_rows: int
     atol: float
     rtol: float
     rows_outside_permille: int
     metrics: tuple[Metric, ...]
+    tolerances: tuple[Tolerance, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    narrowed_to: tuple[str, ...] = ()
+    error: float = 0.05
+    duplicates_permille: int = 10
+    max_age_days: float | None = None
+    traffic_drift: bool = False
 
     def __post_init__(self) -> None:
         _within(self.min_rows, 1, math.inf, "golden_set.min_rows")
-        _within(self.atol, 0, math.inf, "golden_set.atol")
-        _within(self.rtol, 0, 1, "golden_set.rtol")
-        _within(self.rows_outside_permille, 0, 1000, "golden_set.rows_outside_permille")
+        _tolerances(self, "golden_set")
         _need(bool(self.metrics), "golden_set.metrics: at least one metric, or nothing is shown about the labels")
+        _unique([each.name for each in self.metrics], "golden_set.metrics.name")
+        _unique([each.output for each in self.tolerances], "golden_set.tolerances.output")
+        _unique([each.column for each in self.slices], "golden_set.slices.column")
+        _one_of(self.narrowed_to, NARROWED, "golden_set.narrowed_to")
+        _within(self.error, 0, 0.5, "golden_set.error", open_low=True, open_high=True)
+        _within(self.duplicates_permille, 0, 1000, "golden_set.duplicates_permille")
+        if self.max_age_days is not None:
+            _within(self.max_age_days, 0, math.inf, "golden_set.max_age_days", open_low=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +326,8 @@ def section(value: Any) -> dict[str, Any]:
 
 def _value(hint: Any, value: Any, place: str) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        if value is None and type(None) in typing.get_args(hint):  # TOML has no null; the same section as JSON in a spec has
+            return None
         hint = next(each for each in typing.get_args(hint) if each is not type(None))
     if dataclasses.is_dataclass(hint):
         _need(isinstance(value, Mapping), f"{place} must be a table")
@@ -275,6 +362,16 @@ def _one_of(values: tuple[str, ...], allowed: tuple[str, ...], place: str) -> No
 def _within(value: float, low: float, high: float, place: str, *, open_low: bool = False, open_high: bool = False) -> None:
     holds = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
     _need(holds, f"{place} is {value!r}; allowed: {'above' if open_low else 'from'} {low} to {'below ' if open_high else ''}{high}")
+
+
+def _tolerances(section: Tolerance | GoldenSet, place: str) -> None:
+    _within(section.atol, 0, math.inf, f"{place}.atol")
+    _within(section.rtol, 0, 1, f"{place}.rtol")
+    _within(section.rows_outside_permille, 0, 1000, f"{place}.rows_outside_permille")
+
+
+def _unique(values: list[str], place: str) -> None:
+    _need(len(set(values)) == len(values), f"{place}: {', '.join(values)} names one twice")
 
 
 def _dwell(shortest: float, longest: float, place: str) -> None:
