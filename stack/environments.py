@@ -40,6 +40,9 @@ RUNNING = tuple(name for name in ENVIRONMENTS if name != "tests")  # what the st
 COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "latency_benchmark", "training")
 """Big servers and programs that live for seconds start much faster from bytecode; uv does not compile by itself."""
 
+INSTALLED_LAST = {"tests": ("opentelemetry-proto",)}
+"""xds-protos ships an old copy of these modules. uv installs in parallel, so which copy stays would be chance: these are laid on top."""
+
 AT_ONCE = 3  # installing is downloading and unpacking: more at once only queues up on a small machine
 
 
@@ -98,7 +101,10 @@ def _make(name: str, state: Path, uv: Path) -> float:
         _run([str(uv), "venv", "-q", "--no-project", "--python", sys.executable, str(home)], name)
     (home / "stamp").unlink(missing_ok=True)
     compiled = ["--compile-bytecode"] if name in COMPILED else []
-    _run([str(uv), "pip", "sync", "-q", "--require-hashes", *compiled, "--python", str(home / "bin" / "python"), str(lock)], name)
+    sync = [str(uv), "pip", "sync", "-q", "--require-hashes", *compiled, "--python", str(home / "bin" / "python"), str(lock)]
+    _run(sync, name)
+    for package in INSTALLED_LAST.get(name, ()):
+        _run([*sync, "--reinstall-package", package], name)
     (home / "python").write_text(_python(home))
     (home / "stamp").write_text(_digest(lock))
     return time.monotonic() - start

@@ -1,7 +1,9 @@
 """The local stack's parts that need no running stack: configuration, processes, ports, environments, order."""
 
+import base64
 import configparser
 import dataclasses
+import hashlib
 import json
 import os
 import shlex
@@ -10,6 +12,7 @@ import sys
 import threading
 import xmlrpc.client
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackagePath, distribution
 from pathlib import Path
 
 import httpx
@@ -346,6 +349,19 @@ def test_environments_see_only_their_packages(tmp_path: Path):
     (tmp_path / "operators").symlink_to(ROOT / "operators")
     link_packages(tmp_path, ("validation", "delivery"))
     assert {path.name: path.resolve() for path in tmp_path.iterdir()} == {name: ROOT / name for name in ("validation", "delivery")}
+
+
+def test_modules_that_two_packages_bring_are_of_the_one_that_is_laid_on_top():
+    """Which of two copies of a module stands in this environment is not left to the order in which uv happened to install."""
+    files = distribution("opentelemetry-proto").files or []
+    assert files
+    wrong = [str(each) for each in files if each.hash and not _as_recorded(each)]
+    assert wrong == []
+
+
+def _as_recorded(file: PackagePath) -> bool:
+    digest = hashlib.sha256(file.locate().read_bytes()).digest()
+    return file.hash is not None and base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == file.hash.value
 
 
 def test_import_rules_hold_for_environments_too():
