@@ -67,8 +67,8 @@ class Contributions:
 
     `values`: one number a row: its own loss where the statistic is a mean, else its influence (Hampel 1974, "The influence curve and its
     role in robust estimation"); only their spread is used. `estimate`: the statistic. `scale`: what a row unlike all that were seen is
-    taken to contribute, at least. `over` and `under`: how far `estimate` lies at most above or below the truth on average. All in the
-    statistic's unit. `rows` is the word for what is counted, `note` a sentence for the finding.
+    taken to contribute, at least. `over` and `under`: how far `estimate` lies at most above or below the truth on average (as all sampling
+    errors, this halves with four times the rows). All in the statistic's unit. `rows` is the word for what is counted, `note` a sentence for the finding.
     """
 
     estimate: float
@@ -621,8 +621,9 @@ def _bounds(sample: _Sample, error: float, n: int | None = None) -> tuple[float,
     of a bias are added. It is an approximation where rows far beyond all that were seen carry the mean: no sample shows those.
     """
     n = n or sample.n
-    lower = sample.estimate - sample.over - _allowance(n, sample.variance, sample.below, error)
-    return lower, sample.estimate + sample.under + _allowance(n, sample.variance, sample.above, error)
+    bias = math.sqrt(sample.n / n)
+    lower = sample.estimate - bias * sample.over - _allowance(n, sample.variance, sample.below, error)
+    return lower, sample.estimate + bias * sample.under + _allowance(n, sample.variance, sample.above, error)
 
 
 def _allowance(n: int, variance: float, farthest: float, error: float) -> float:
@@ -701,7 +702,7 @@ def _more_rows_for_mean(sample: _Sample, limit: float, error: float, claim: _Cla
 
 def _rows_needed(sample: _Sample, limit: float, error: float, claim: _Claim) -> int:
     """With how many rows like these the claim would pass; 0 when never."""
-    beyond = sample.estimate - sample.over - limit if claim.at_least else limit - sample.estimate - sample.under
+    beyond = sample.estimate - limit if claim.at_least else limit - sample.estimate
     if not beyond > 0:
         return 0
     return _first(lambda n: _mean_outcome(_bounds(sample, error, n), limit, claim) is Outcome.PASSED, max(sample.n + 1, MIN_ROWS))
@@ -727,17 +728,13 @@ def _unreadable(contributions: Contributions) -> str:
 def _rates(margin: float, widths: tuple[float, float], spread: float, error: float) -> str:
     """Of a comparison with a margin: `widths` from the estimate down and up to its bounds, `spread` the estimate's standard error."""
     passes, fails = _chance(margin - widths[1], spread), _chance(-margin - widths[0], spread)
-    return f"{_at_margin(error)}, an equal one passes with about {_percent(passes)} and fails with about {_percent(fails)}"
+    return f"at this n: passed at the margin <= {_percent(error)}, an equal version passed {_about(passes)}, failed {_about(fails)}"
 
 
 def _resolves(width: float, spread: float, error: float) -> str:
     """Of a comparison with a limit: how much better than the limit a version must be to pass with `USUAL_POWER`."""
     better = width + NormalDist().inv_cdf(USUAL_POWER) * spread
-    return f"{_at_margin(error)}, one better by {better:.3g} with {_percent(USUAL_POWER)}"
-
-
-def _at_margin(error: float) -> str:
-    return f"with so many rows a version at the limit passes with chance {100 * error:.2g} % at most"
+    return f"at this n: passed at the limit <= {_percent(error)}, passed when better by {better:.2g} {_about(USUAL_POWER)}"
 
 
 def _chance(distance: float, spread: float) -> float:
@@ -746,7 +743,11 @@ def _chance(distance: float, spread: float) -> float:
 
 
 def _percent(chance: float) -> str:
-    return "99 % or more" if chance > 0.99 else "1 % or less" if chance < 0.01 else f"{100 * chance:.0f} %"
+    return f"{100 * chance:.2g} %"
+
+
+def _about(chance: float) -> str:
+    return "> 99 %" if chance > 0.99 else "< 1 %" if chance < 0.01 else f"~ {_percent(chance)}"
 
 
 def _joined_words(what: str, note: str) -> str:
