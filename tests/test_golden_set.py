@@ -221,7 +221,7 @@ def test_a_stable_that_cannot_answer_is_inconclusive(gate, tmp_path):
 def test_a_margin_finer_than_the_rows_is_inconclusive(gate):
     """Equal answers on 530 rows do not show half a point; the advice says how many rows would."""
     finding = gate(rows=golden_rows(530))["accuracy_within_training"]
-    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 9 more golden rows like these would settle it")
+    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 69 more golden rows like these would settle it")
 
 
 @pytest.mark.parametrize("change", [{"metrics": []}, {"min_rows": 0}, {"atol": float("nan")}, {"unknown": 1}])
