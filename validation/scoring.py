@@ -24,7 +24,8 @@ import numpy as np
 from validation.answers import read_answers
 from validation.contract import Finding
 from validation.findings import inconclusive, passed
-from validation.metrics import Answers, Unmeasurable, not_worse, not_worse_than_logged, shared_error, within_limit
+from validation.judges import shared_error
+from validation.metrics import Answers, Unmeasurable, not_worse, not_worse_than_logged, within_limit
 from validation.policy import GoldenSet, Metric
 from validation.sampling import Cut, Sample
 
