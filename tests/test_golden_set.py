@@ -9,8 +9,8 @@ from made_bundles import CLASSES, MODEL, answers, classifier, golden_rows, make_
 from onnx import TensorProto, helper
 
 from validation import golden_set
-from validation.contract import BadSpec, Outcome, Spec, Stable, worst
 from validation.answers import predicted
+from validation.contract import BadSpec, Outcome, Spec, Stable, worst
 from validation.parity import rows_flipped, rows_outside
 from validation.policy import GoldenSet, parse
 

@@ -86,7 +86,8 @@ def _order(labels: np.ndarray, said: np.ndarray, scores: np.ndarray | None, *, f
     order = np.arange(count) if counted else found
     if len(order) != count:
         return None
-    greatest = (scores >= 0.5).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+    middle = 0.5 if _are_chances(scores) else 0.0
+    greatest = (scores >= middle).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
     agree = from_scores or np.mean(order[greatest].astype(str) == said.astype(str)) >= COLUMNS_AGREE
     return order if agree else None
 
@@ -95,7 +96,7 @@ def _scores(outputs: Arrays) -> np.ndarray | None:
     vectors, columns = _vectors(outputs), _columns(outputs)
     if len(vectors) == 1:
         return vectors[0]
-    return columns[0].reshape(-1) if not vectors and len(columns) == 1 and _are_chances(columns[0]) else None
+    return columns[0].reshape(-1) if not vectors and len(columns) == 1 else None
 
 
 def _number(outputs: Arrays) -> np.ndarray:

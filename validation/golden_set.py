@@ -82,7 +82,10 @@ def _findings(bundle: OpenBundle, limits: GoldenSet, spec: Spec, report: Report)
     try:
         model = OnnxModel(bundle.model_path)
         model.insist_on_inputs([each.name for each in golden.tensors])
-        yield from _about_the_model(model, golden, bundle, limits, spec, report)
+        case = Case(model=model, golden=golden, bundle=bundle, limits=limits, spec=spec)
+        yield from case.form()
+        if case.formed:
+            yield from case.findings(report)
     except ModelFault as fault:
         yield failed(fault.name, str(fault))
 
@@ -94,40 +97,57 @@ def _about_the_set(bundle: OpenBundle, limits: GoldenSet) -> Iterator[Finding]:
         yield golden_quality.like_traffic()
 
 
-def _about_the_model(
-    model: OnnxModel, golden: GoldenRows, bundle: OpenBundle, limits: GoldenSet, spec: Spec, report: Report
-) -> Iterator[Finding]:
-    absent = bool(spec.inputs.get(SOURCE_ABSENT)) and not golden.reference_names
-    batch_rows = _batch_rows(model, golden)
-    if not absent:
-        first = next(golden.batches(batch_rows))
-        form = form_findings(model.answer(first.inputs), first.reference, bundle.manifest.outputs)
-        yield from form
-        if not holds(form):
+@dataclass(kw_only=True)
+class Case:
+    """A model that was loaded, and what it is asked about."""
+
+    model: OnnxModel
+    golden: GoldenRows
+    bundle: OpenBundle
+    limits: GoldenSet
+    spec: Spec
+    formed: bool = False
+
+    @property
+    def without_source(self) -> bool:
+        """Only where nobody expects the source model's answers; a bundle of a delivery must have them."""
+        return bool(self.spec.inputs.get(SOURCE_ABSENT)) and not self.golden.reference_names
+
+    def form(self) -> Iterator[Finding]:
+        if self.without_source:
+            self.formed = True
             return
-    seen = walk(model, golden, limits, spec, batch_rows, absent=absent)
-    yield from seen.parity.findings(with_source=not absent)
-    yield _feature_extremes(model, bundle, limits, skip=bool(spec.inputs.get(SOURCE_ABSENT)))
-    yield from invariance_findings(model, lambda: OnnxModel(bundle.model_path), seen.few, limits, golden.tensors)
-    exam = _exam(seen, golden, bundle, limits)
-    yield golden_quality.few_duplicates(seen.duplicates, seen.hashes[seen.sample.whole], limits.duplicates_permille)
-    yield golden_quality.no_leakage(seen.inputs, golden.labels(seen.leak_rows))
-    yield from metric_findings(exam)
-    report.metrics = seen.parity.numbers | numbers(exam)
-    report.mismatches = _labelled(seen.parity.mismatches, golden)
+        first = next(self.golden.batches(_batch_rows(self.model, self.golden)))
+        findings = form_findings(self.model.answer(first.inputs), first.reference, self.bundle.manifest.outputs)
+        self.formed = holds(findings)
+        yield from findings
 
+    def findings(self, report: Report) -> Iterator[Finding]:
+        seen = walk(self.model, self.golden, self.limits, self.spec, _batch_rows(self.model, self.golden), absent=self.without_source)
+        exam = self._exam(seen)
+        report.metrics = seen.parity.numbers | numbers(exam)
+        report.mismatches = _labelled(seen.parity.mismatches, self.golden)
+        yield from seen.parity.findings(with_source=not self.without_source)
+        yield _feature_extremes(self.model, self.bundle, self.limits, skip=bool(self.spec.inputs.get(SOURCE_ABSENT)))
+        yield from invariance_findings(self.model, self._again, seen.few, self.limits, self.golden.tensors)
+        yield golden_quality.few_duplicates(seen.duplicates, seen.hashes[seen.sample.whole], self.limits.duplicates_permille)
+        yield golden_quality.no_leakage(seen.inputs, self.golden.labels(seen.leak_rows))
+        yield from metric_findings(exam)
 
-def _exam(seen: Seen, golden: GoldenRows, bundle: OpenBundle, limits: GoldenSet) -> Exam:
-    return Exam(
-        limits=limits,
-        sample=seen.sample,
-        rows=golden.rows,
-        labels=golden.labels(seen.sample.rows),
-        candidate=seen.candidate,
-        source=seen.source,
-        stable=seen.stable,
-        logged=bundle.manifest.training_metrics,
-    )
+    def _again(self) -> OnnxModel:
+        return OnnxModel(self.bundle.model_path)
+
+    def _exam(self, seen: Seen) -> Exam:
+        return Exam(
+            limits=self.limits,
+            sample=seen.sample,
+            rows=self.golden.rows,
+            labels=self.golden.labels(seen.sample.rows),
+            candidate=seen.candidate,
+            source=seen.source,
+            stable=seen.stable,
+            logged=self.bundle.manifest.training_metrics,
+        )
 
 
 def _batch_rows(model: OnnxModel, golden: GoldenRows) -> int:

@@ -31,7 +31,7 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the walk found. `inputs` are those of `leak_rows`, `few` some of them; sides and `hashes` [sampled rows] follow `sample.rows`."""
+    """What the walk found: `inputs` of `leak_rows`, `few` of them; sides and `hashes` [sampled rows] follow `sample.rows`."""
 
     parity: Parity
     duplicates: Duplicates

@@ -70,13 +70,15 @@ class Exam:
 
 
 def metric_findings(exam: Exam) -> Iterator[Finding]:
-    for metric in exam.limits.metrics:
-        yield from (_noted(each, exam, len(exam.sample.whole), exam.rows) for each in _on_all_rows(exam, metric))
-    comparisons = len(exam.limits.metrics) * sum(len(each.values) for each in exam.limits.slices) * (1 if exam.stable.skipped else 2)
-    for metric in exam.limits.metrics:
-        for each in exam.limits.slices:
-            for value in each.values:
-                yield from _on_slice(exam, metric, Cut(column=each.column, value=value), shared_error(exam.limits.error, comparisons))
+    """All comparisons on all rows, then those on slices."""
+    limits, whole = exam.limits, exam.sample.whole
+    for metric in limits.metrics:
+        question = Question(exam=exam, metric=metric, places=whole, error=limits.error, seen=exam.rows)
+        yield from question.on_all_rows()
+    cuts = [Cut(column=each.column, value=value) for each in limits.slices for value in each.values]
+    comparisons = len(limits.metrics) * len(cuts) * (1 if exam.stable.skipped else 2)
+    for metric in limits.metrics:
+        yield from (each for cut in cuts for each in _on_slice(exam, metric, cut, shared_error(limits.error, comparisons)))
 
 
 def numbers(exam: Exam) -> dict[str, dict[str, float | None]]:
@@ -89,75 +91,86 @@ def limit_name(metric: Metric) -> str:
     return f"{metric.name}_{'at_least' if metric.higher_is_better else 'at_most'}"
 
 
-def _on_all_rows(exam: Exam, metric: Metric) -> Iterator[Finding]:
-    places, error = exam.sample.whole, exam.limits.error
-    yield _limit(exam, metric, places, limit_name(metric), error)
-    yield _paired(exam, metric, places, f"{metric.name}_within_training", exam.source, metric.within_training, error)
-    if metric.logged_as is not None:
-        yield _logged(exam, metric, metric.logged_as, places)
-    yield _paired(exam, metric, places, f"{metric.name}_not_worse_than_stable", exam.stable, metric.not_worse_than_stable, error)
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One metric on some rows (`places` among the sampled, of `seen` before sampling), with the error that each comparison may make."""
+
+    exam: Exam
+    metric: Metric
+    places: np.ndarray
+    error: float
+    seen: int
+    suffix: str = ""
+
+    def on_all_rows(self) -> Iterator[Finding]:
+        metric, exam = self.metric, self.exam
+        yield self.limit()
+        yield self.paired("within_training", exam.source, metric.within_training)
+        if metric.logged_as is not None:
+            yield self.logged(metric.logged_as)
+        yield self.paired("not_worse_than_stable", exam.stable, metric.not_worse_than_stable)
+
+    def limit(self) -> Finding:
+        name = f"{limit_name(self.metric)}{self.suffix}"
+        return self._measured(name, lambda: within_limit(name, self.metric, self._answers(self.exam.candidate), error=self.error))
+
+    def paired(self, claim: str, other: Side, margin: float) -> Finding:
+        name = f"{self.metric.name}_{claim}{self.suffix}"
+        if other.skipped:
+            return passed(name, f"skipped: {other.why_not}")
+
+        def judged() -> Finding:
+            here, there = self._answers(self.exam.candidate), self._answers(other)
+            return not_worse(name, self.metric, here, there, margin=margin, error=self.error)
+
+        return self._measured(name, judged)
+
+    def logged(self, logged_as: str) -> Finding:
+        name, logged = f"{self.metric.name}_not_worse_than_logged", self.exam.logged.get(logged_as)
+        if isinstance(logged, bool) or not isinstance(logged, int | float) or not math.isfinite(logged):
+            found = f"training logged {logged_as!r} as {logged!r}; it logged {', '.join(sorted(self.exam.logged)) or 'nothing'}"
+            return inconclusive(name, found, "log the metric in the training run, or correct logged_as in the policy")
+        margin = self.metric.within_training
+        return self._measured(
+            name,
+            lambda: not_worse_than_logged(
+                name, self.metric, self._answers(self.exam.candidate), logged=logged, margin=margin, error=self.error
+            ),
+        )
+
+    def _answers(self, side: Side) -> Answers:
+        return self.exam.answers(self.metric, side, self.places)
+
+    def _measured(self, name: str, judged: Callable[[], Finding]) -> Finding:
+        """What cannot be measured is nobody's pass; what was measured on a sample says so."""
+        try:
+            finding = judged()
+        except NoAnswers as error:
+            return inconclusive(name, str(error), "without these answers nothing can be compared: make them available")
+        except Unmeasurable as error:
+            return inconclusive(name, str(error), error.advice)
+        if len(self.places) == self.seen:
+            return finding
+        return replace(finding, why=f"{finding.why}; on a random sample of {len(self.places)} of {self.seen} rows")
 
 
 def _on_slice(exam: Exam, metric: Metric, cut: Cut, error: float) -> Iterator[Finding]:
-    places = exam.sample.cuts.get(cut)
-    name = f"{limit_name(metric)}[{cut.words}]"
+    places, suffix = exam.sample.cuts.get(cut), f"[{cut.words}]"
     if places is None:
         why = f"the golden set has no column {cut.column!r} to make slices by"
-        yield inconclusive(name, why, "add the column to the golden set, or take the slice out of the policy", n=0)
-        return
-    if not len(places):
+        yield inconclusive(
+            f"{limit_name(metric)}{suffix}", why, "add the column to the golden set, or take the slice out of the policy", n=0
+        )
+    elif not len(places):
         why = f"no golden row has {cut.column} = {cut.value!r}: nothing was shown about this slice"
-        yield inconclusive(name, why, "add such rows to the golden set, or take the value out of the policy", n=0)
-        return
-    findings = [_limit(exam, metric, places, name, error)]
-    if not exam.stable.skipped:
-        name = f"{metric.name}_not_worse_than_stable[{cut.words}]"
-        findings.append(_paired(exam, metric, places, name, exam.stable, metric.not_worse_than_stable, error))
-    yield from (_noted(each, exam, len(places), exam.sample.seen[cut]) for each in findings)
-
-
-def _limit(exam: Exam, metric: Metric, places: np.ndarray, name: str, error: float) -> Finding:
-    return _measured(name, lambda: within_limit(name, metric, exam.answers(metric, exam.candidate, places), error=error))
-
-
-def _paired(exam: Exam, metric: Metric, places: np.ndarray, name: str, other: Side, margin: float, error: float) -> Finding:
-    if other.skipped:
-        return passed(name, f"skipped: {other.why_not}")
-
-    def judged() -> Finding:
-        here, there = (exam.answers(metric, side, places) for side in (exam.candidate, other))
-        return not_worse(name, metric, here, there, margin=margin, error=error)
-
-    return _measured(name, judged)
-
-
-def _logged(exam: Exam, metric: Metric, logged_as: str, places: np.ndarray) -> Finding:
-    name, logged = f"{metric.name}_not_worse_than_logged", exam.logged.get(logged_as)
-    if not isinstance(logged, int | float) or not math.isfinite(logged):
-        found = f"training logged {logged_as!r} as {logged!r}; it logged {', '.join(sorted(exam.logged)) or 'nothing'}"
-        return inconclusive(name, found, "log the metric in the training run, or correct logged_as in the policy")
-
-    def judged() -> Finding:
-        answers = exam.answers(metric, exam.candidate, places)
-        return not_worse_than_logged(name, metric, answers, logged=logged, margin=metric.within_training, error=exam.limits.error)
-
-    return _measured(name, judged)
-
-
-def _measured(name: str, judged: Callable[[], Finding]) -> Finding:
-    """What cannot be measured is nobody's pass."""
-    try:
-        return judged()
-    except NoAnswers as error:
-        return inconclusive(name, str(error), "without these answers nothing can be compared: make them available")
-    except Unmeasurable as error:
-        return inconclusive(name, str(error), error.advice)
-
-
-def _noted(finding: Finding, exam: Exam, kept: int, rows: int) -> Finding:
-    """With a word about sampling where there was some."""
-    del exam
-    return finding if kept == rows else replace(finding, why=f"{finding.why}; measured on a random sample of {kept} of {rows} rows")
+        yield inconclusive(
+            f"{limit_name(metric)}{suffix}", why, "add such rows to the golden set, or take the value out of the policy", n=0
+        )
+    else:
+        question = Question(exam=exam, metric=metric, places=places, error=error, seen=exam.sample.seen[cut], suffix=suffix)
+        yield question.limit()
+        if not exam.stable.skipped:
+            yield question.paired("not_worse_than_stable", exam.stable, metric.not_worse_than_stable)
 
 
 def _number(exam: Exam, metric: Metric, side: Side) -> float | None:
