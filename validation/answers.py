@@ -88,7 +88,7 @@ def _order(labels: np.ndarray, said: np.ndarray, scores: np.ndarray | None, *, f
         return None
     middle = 0.5 if _are_chances(scores) else 0.0
     greatest = (scores >= middle).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-    agree = from_scores or np.mean(order[greatest].astype(str) == said.astype(str)) >= COLUMNS_AGREE
+    agree = from_scores or np.mean(np.equal(*_alike(order[greatest], said))) >= COLUMNS_AGREE
     return order if agree else None
 
 

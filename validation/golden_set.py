@@ -24,7 +24,7 @@ import numpy as np
 
 from validation import golden_quality
 from validation.bundle import OpenBundle, read_bundle
-from validation.contract import BadSpec, Decision, Finding, Spec
+from validation.contract import SOURCE_ABSENT, BadSpec, Decision, Finding, Spec
 from validation.findings import failed, inconclusive, passed
 from validation.golden_rows import GoldenRows, read_probes
 from validation.golden_walk import Seen, walk
@@ -37,9 +37,6 @@ from validation.scoring import Exam, limit_name, metric_findings, numbers
 PROBE_ROWS = 1024
 BATCH_ANSWER_BYTES = 64 << 20
 """What the answers to one batch may take."""
-
-SOURCE_ABSENT = "source_model_absent"
-"""Key of a spec's inputs, set by `penstock check` alone: the model's source is not at hand, so what needs it is skipped in sight."""
 
 
 def run(spec: Spec, evidence: Path) -> Decision:

@@ -104,7 +104,7 @@ def open_axes(model: OnnxModel, tensors: Sequence[Tensor]) -> dict[str, list[tup
     axes: dict[str, list[tuple[str, int]]] = {}
     for each in tensors:
         for axis in (place + 1 for place in each.dynamic):
-            shape = model.inputs.get(each.name, [])
+            shape = model.inputs.get(each.name, ())
             word = shape[axis] if axis < len(shape) else None
             axes.setdefault(word if isinstance(word, str) and word else f"{each.name}[{axis}]", []).append((each.name, axis))
     return axes
