@@ -61,11 +61,10 @@ def trained() -> bytes:
     return to_onnx(model, inputs[:1], options={"zipmap": False}, target_opset=17).SerializeToString()
 
 
-def gate(folder: Path, sha256: str = "") -> dict[str, Any]:
+def gate(folder: Path) -> dict[str, Any]:
     from validation.contract import Bundle, Outcome, Spec
     from validation.golden_set import run
 
-    del sha256
     digest = json.loads((folder / "made.json").read_text())["sha256"]
     bundle = Bundle(uri=(folder / "bundle.tar").as_uri(), sha256=digest)
     spec = Spec(task="golden_set", model=MODEL, version=1, delivery="bench", evidence_uri="file:///dev/null", bundle=bundle, limits=LIMITS)
