@@ -141,13 +141,15 @@ def lay_out_probes(folder: Path, inputs: dict[str, np.ndarray], model: bytes) ->
 
 
 def answered(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
-    """What an ONNX file answers, by output name; None when it does not."""
+    """What an ONNX file answers, by output name; None when it does not, or not in tensors."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         found = session.run(None, inputs)
     except Exception:  # ONNX Runtime's errors have no common type
+        return None
+    if not all(isinstance(each, np.ndarray) for each in found):
         return None
     return dict(zip([each.name for each in session.get_outputs()], found, strict=True))
 

@@ -9,7 +9,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_bundles import CONFIG, MANIFEST, MODEL, answered, answers, classifier, golden_rows, weights
+from made_bundles import CONFIG, MANIFEST, MODEL, SIZE, answered, answers, classifier, golden_rows, weights
+from onnx import numpy_helper
 
 from validation import __main__ as gates
 from validation.bundle import write_bundle
-from validation.contract import EXIT_BAD_SPEC, Bundle, Outcome, Spec, Stable, Verdict, run_task, sha256
+from validation.contract import EXIT_BAD_SPEC, Bundle, Spec, Stable, Verdict, run_task, sha256
 from validation.probes import probe_rows
 
 ROWS = 1000
@@ -62,9 +63,24 @@ class Material:
         row: dict[str, Any] = self.limits["metrics"][0]
         return row
 
-    def answers_as(self, outputs: dict[str, np.ndarray]) -> None:
-        """The source model's answers."""
-        self.reference = outputs
+    def answers_as_the_model(self) -> None:
+        """The source model answers what the exported one does to all golden rows at once."""
+        self.reference = _answered(self.model, {name: np.asarray(values) for name, values in self.inputs.items()})
+
+    def own_probes(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The probes that export would make, and what the model answers on them."""
+        probes = probe_rows(self.inputs)
+        return probes, _answered(self.model, probes)
+
+    def twin(self) -> Material:
+        """A version with the same model, rows and answers, to be stable."""
+        return replace(self, limits={}, stable=None, spec={}, spoil=[], inputs=dict(self.inputs), reference=dict(self.reference))
+
+    def resize(self, rows: int) -> None:
+        """Only the first so many golden rows."""
+        self.inputs = {name: values[:rows] for name, values in self.inputs.items()}
+        self.labels = self.labels[:rows]
+        self.reference = {name: values[:rows] for name, values in self.reference.items()}
 
     def set_signature(self, way: str, rows: list[dict[str, Any]]) -> None:
         signature = self.manifest.setdefault("signature", json.loads(json.dumps(MANIFEST["signature"])))
@@ -85,21 +101,64 @@ def healthy(gate: str = "golden_set", rows: int = ROWS, seed: int = 1) -> Materi
     )
 
 
-def run(material: Material, folder: Path) -> tuple[str, dict[str, Outcome], Outcome | None]:
-    """Runs the gate through its public contract: a spec in the environment, a verdict from the file.
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a gate said: its exit in words, the verdict's outcome, each finding's outcome by name, and all of it in sentences."""
 
-    Returns the exit code in words, the outcome of each finding by name (all of them, from the evidence) and the verdict's outcome.
-    """
+    code: str
+    outcome: str = ""
+    findings: dict[str, str] = field(default_factory=dict)
+    told: str = ""
+
+
+def run(material: Material, folder: Path) -> Answer:
+    """Runs the gate through its public contract: a spec in the environment, a verdict from the file, all findings from the evidence."""
     spec = _spec(material, folder)
     out = folder / "out"
     out.mkdir()
     text = spec if isinstance(spec, str) else spec.to_json()
     code = run_task(gates.MODULES, {"TASK_SPEC": text, "TASK_OUT": str(out)})
     if code != 0 or isinstance(spec, str):
-        return (BAD_SPEC if code == EXIT_BAD_SPEC else f"exit {code}"), {}, None
+        return Answer(code=BAD_SPEC if code == EXIT_BAD_SPEC else f"exit {code}")
     verdict = Verdict.from_bytes((out / "verdict.json").read_bytes(), spec)
     rows = json.loads((out / "evidence" / "findings.json").read_text())
-    return "exit 0", {row["name"]: Outcome[row["outcome"].upper()] for row in rows}, verdict.outcome
+    told = "\n".join(f"{row['outcome']}: {row['name']}: {row['why']}" for row in rows)
+    return Answer(code="exit 0", outcome=verdict.outcome.word, findings={row["name"]: row["outcome"] for row in rows}, told=told)
+
+
+def binary(material: Material, *, probabilities: bool) -> None:
+    """One score a row for two classes: a probability, or a number of any size."""
+    matrix = weights()[:, :1] * 3
+    kind = "Sigmoid" if probabilities else "Identity"
+    nodes = [onnx.helper.make_node("MatMul", ["X", "W"], ["raw"]), onnx.helper.make_node(kind, ["raw"], ["score"])]
+    _one_number(material, "score", nodes, {"W": matrix})
+    material.labels = (material.reference["score"][:, 0] > (0.5 if probabilities else 0.0)).astype(np.int64)
+
+
+def regression(material: Material, *, off: float = 0.0, scale: float = 1.0) -> None:
+    """One number a row, in units of `scale`, right but for a little noise; `off` is added to every answer."""
+    matrix = weights()[:, :1] * np.float32(scale)
+    nodes = [onnx.helper.make_node("MatMul", ["X", "W"], ["raw"]), onnx.helper.make_node("Add", ["raw", "off"], ["number"])]
+    _one_number(material, "number", nodes, {"W": matrix, "off": np.float32(off * scale)})
+    noise = np.random.default_rng(2).normal(size=len(material.labels)) * 0.1 * scale
+    material.labels = (material.inputs["X"] @ matrix)[:, 0].astype(np.float64) + noise
+
+
+def _one_number(material: Material, output: str, nodes: list[Any], constants: dict[str, np.ndarray]) -> None:
+    """The model is another, and so is its source: four numbers in, one float called `output` out."""
+    given, made = (onnx.helper.make_tensor_value_info(name, 1, ["N", size]) for name, size in (("X", SIZE), (output, 1)))
+    material.model = graph_model(
+        nodes, [given], [made], [numpy_helper.from_array(np.asarray(each), name) for name, each in constants.items()]
+    )
+    material.set_signature("outputs", [{"name": output, "dtype": "FP32", "shape": [1]}])
+    material.answers_as_the_model()
+
+
+def _answered(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    found = answered(model, inputs)
+    if found is None:
+        raise ValueError("the model of this case must answer")
+    return found
 
 
 def _spec(material: Material, folder: Path) -> Spec | str:
