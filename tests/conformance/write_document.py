@@ -9,8 +9,9 @@ HERE = Path(__file__).resolve().parent
 OPENING = """# What the offline gates promise
 
 Each row is a test: healthy material is spoilt in one way, and the gate, run through its public contract (spec in, verdict out), must
-answer as the last column says. `exit 64`: the spec or the bundle is refused before anything runs, no verdict, no retry. `exit 1`: no verdict, tried again.
-Otherwise the verdict's outcome, and the finding that has it. Missing, NaN, infinite, empty or unknown is never `passed`.
+answer as the last column says. `exit 64`: the spec or the bundle is refused before anything runs, no verdict, no retry. `exit 1`: no
+verdict, tried again. Otherwise the verdict's outcome, and the finding that has it. Missing, NaN, infinite, empty or unknown is never
+`passed`.
 """
 
 
