@@ -71,7 +71,7 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
 
 
 def refuse(model: str, why: str) -> DAG:
-    """Stands in for a model whose policy cannot be read: its deliveries fail with the reason, the other models go on."""
+    """Stands in for a model whose policy cannot be read: its deliveries wait and say why, one under way is taken back, others go on."""
     dag = DAG(
         dag_id=f"deliver_{model}",
         description=why,
@@ -82,7 +82,7 @@ def refuse(model: str, why: str) -> DAG:
         params=FORM,
     )
     with dag:
-        BrokenPolicy(why=why)
+        chain(BrokenPolicy(why=why), Restore(model=model, broken=why).as_teardown())
     return dag
 
 

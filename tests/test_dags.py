@@ -99,6 +99,19 @@ def test_a_broken_policy_stops_its_own_model_only(tmp_path: Path) -> None:
     assert "fraud.toml: unknown key onwer; allowed here: model, owner" in told
 
 
+def test_a_broken_policys_delivery_waits_for_the_mending(tmp_path: Path) -> None:
+    """It tries again under the name of the first task for weeks, tells people once, and ends what was under way when the policy broke."""
+    text = (ROOT / "dags" / "policies" / "digits.toml").read_text()
+    (tmp_path / "digits.toml").write_text(text.replace("owner =", "onwer ="))
+    code = """
+dag = bag.dags['deliver_digits']
+claim, restore = dag.topological_sort()
+print(claim.task_id, restore.task_id, restore.is_teardown, restore.broken == claim.why == dag.description)
+print((claim.retries * claim.retry_delay).days > 28)
+"""
+    assert told_of(tmp_path, code).stdout.endswith("claim restore True True\nTrue\n")
+
+
 def test_files_that_are_no_models_stop_nobody(tmp_path: Path) -> None:
     """A copy or an editor's lock file beside the policies makes no DAG and breaks none; the log says so."""
     for name in ("digits.toml", "digits copy.toml"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow_home import ROOT
 
 from operators import task as task_module
+from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
 from operators.golden_set import GoldenSet
 from operators.promote import Promote
@@ -282,6 +284,29 @@ def test_restore_ignores_verdicts_of_an_earlier_attempt(use, tmp_path: Path) -> 
     (job,) = runtime.jobs.values()
     assert Spec.from_json(job.spec_json).inputs["promoted"] is False
     assert len(runtime.removed) == 4, "its own job, and one for each task of the delivery"
+
+
+def test_a_delivery_whose_policy_broke_ends_with_that_reason(use, tmp_path: Path) -> None:
+    """The stand-in's teardown takes back what had begun, and says that the policy was the reason."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    with DAG(dag_id="deliver_digits", schedule=None):
+        claim = BrokenPolicy(why="unknown key onwer")
+        restore = Restore(model="digits", broken="unknown key onwer").as_teardown()
+        _ = claim >> restore
+    with pytest.raises(AirflowException, match="unknown key onwer; nothing was touched: mend the policy"):
+        claim.execute(context())
+    restore.execute(context(FakeTaskInstance(states={"claim": "success"}, claim=CLAIM)))
+    spec = Spec.from_json(next(iter(runtime.jobs.values())).spec_json)
+    assert spec.model == "digits"
+    assert spec.inputs["verdicts"][-1] == {"task": "policy", "outcome": "error", "why": "unknown key onwer"}
+
+
+def test_people_are_told_of_a_broken_policy_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery that waits tries again every few seconds; only the first failure makes a message."""
+    for attempt in (1, 2, 3):
+        ti = SimpleNamespace(dag_id="deliver_digits", run_id="r", task_id="claim", try_number=attempt)
+        tell_once({"ti": ti, "exception": "unknown key onwer"})
+    assert [each.message for each in caplog.records] == ["deliver_digits r: claim failed: unknown key onwer"]
 
 
 def test_job_names_are_stable_and_fit_a_container() -> None:
