@@ -11,6 +11,7 @@ from airflow.sdk import DAG, BaseOperator, Param, chain
 
 from operators.broken_policy import BrokenPolicy
 from operators.claim import Claim
+from operators.distribution import Distribution
 from operators.export import Export
 from operators.golden_set import GoldenSet
 from operators.latency_benchmark import LatencyBenchmark
@@ -60,6 +61,7 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield Claim(policy=policy)
     yield Export(policy=policy)
     yield GoldenSet(policy=policy)
+    yield Distribution(policy=policy, folder=FOLDER)
     yield Package(policy=policy)
     yield LatencyBenchmark(policy=policy, timeout_s=policy.latency_benchmark.max_seconds + 180)
     yield StartCandidate(policy=policy)

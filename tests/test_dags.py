@@ -14,7 +14,7 @@ from airflow_home import ROOT
 
 from validation.policy import read_policy
 
-NOUNS = ["claim", "export", "golden_set", "package", "latency_benchmark", "start_candidate", "shadow"]
+NOUNS = ["claim", "export", "golden_set", "distribution", "package", "latency_benchmark", "start_candidate", "shadow"]
 STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
 
 

@@ -379,7 +379,7 @@ def _as_recorded(file: PackagePath) -> bool:
 
 def test_import_rules_hold_for_environments_too():
     """A gate's environment cannot import operators or delivery, Airflow's cannot import delivery, foreign servers see nothing."""
-    assert ENVIRONMENTS["golden_set"] == ENVIRONMENTS["latency_benchmark"] == ("validation",)
+    assert ENVIRONMENTS["golden_set"] == ENVIRONMENTS["distribution"] == ENVIRONMENTS["latency_benchmark"] == ("validation",)
     assert ENVIRONMENTS["airflow"] == ("operators", "validation")
     assert {ENVIRONMENTS[name] for name in ("postgres", "mlflow", "envoy", "triton")} == {()}
 

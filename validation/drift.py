@@ -28,7 +28,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from statistics import NormalDist
 from typing import Any
@@ -421,11 +421,22 @@ def _name(value: Any) -> str:
 # Comparing two
 
 
-def drift(reference: Mapping[str, Sketch], current: Mapping[str, Sketch], limits: Limits = Limits()) -> tuple[Finding, ...]:
-    """The findings of the table above, for every column of either side. `current` must be sketched `like` `reference`."""
+def drift(
+    reference: Mapping[str, Sketch], current: Mapping[str, Sketch], limits: Limits = Limits(), shift_only: Collection[str] = ()
+) -> tuple[Finding, ...]:
+    """The findings of the table above, for every column of either side. `current` must be sketched `like` `reference`.
+
+    Columns in `shift_only` get no `ks` and no `psi`: scores of a vector, whose order below a hundredth means nothing and moves freely.
+    """
     if not reference:
         return (_unknown("reference_sketch", "no column has a stored reference", "export the model again, so that its baselines are kept"),)
-    looks = [look for name in sorted({*reference, *current}) for look in _column(name, reference.get(name), current.get(name), limits)]
+    names = sorted({*reference, *current})
+    looks = [
+        look
+        for name in names
+        for look in _column(name, reference.get(name), current.get(name), limits)
+        if name not in shift_only or not look.name.endswith(("_ks", "_psi"))
+    ]
     sure = _discoveries([each.above for each in looks if isinstance(each, Look)], limits.error)
     return tuple(_judged(each, sure, limits.error) if isinstance(each, Look) else each for each in looks)
 
@@ -514,6 +525,7 @@ def _shift(name: str, reference: Sketch, current: Sketch, limit: float) -> Look 
     if None in (reference.mean, reference.std, current.mean, current.std):
         return _unknown(f"{name}_shift", "the values are too large for a mean and a spread", "scale the column")
     mean, std, now, spread = (float(each or 0) for each in (reference.mean, reference.std, current.mean, current.std))
+    std = max(std, _noise(reference)) if std else 0
     if std == 0:
         same = now == mean and spread == 0
         why = f"the reference is {mean:g} in every row, so " + ("is this" if same else "any other value is beyond every limit")
@@ -521,6 +533,12 @@ def _shift(name: str, reference: Sketch, current: Sketch, limit: float) -> Look 
     deviation = math.sqrt(1 / reference.finite + (spread / std) ** 2 / current.finite)
     what = f"the mean is {now:g}, the reference's {mean:g} with standard deviation {std:g}: {abs(now - mean) / std:.3g} of them apart"
     return _bell(f"{name}_shift", abs(now - mean) / std, limit, what=what, n=current.finite, deviation=deviation)
+
+
+def _noise(reference: Sketch) -> float:
+    """What rounding alone may do to a sum of such numbers: a spread below it is none (1,000 shares that add up to 1 have a mean so)."""
+    size = max(abs(reference.low or 0), abs(reference.high or 0))
+    return 8 * size * float(np.finfo(reference.dtype).eps) if reference.dtype in {"float16", "float32", "float64"} else 0.0
 
 
 def _bell(name: str, observed: float, limit: float, *, what: str, n: int, deviation: float) -> Look:
@@ -566,8 +584,6 @@ def _tenths(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _categories(name: str, reference: Sketch, current: Sketch, limits: Limits) -> Iterator[Look | Finding]:
     if not reference.others:
         yield _unseen(f"{name}_unseen", current, limits.unseen)
-    if reference.dtype != "text" and len(reference.categories) > 2:
-        yield _shift(name, reference, current, limits.sigmas)
     before = np.array([*reference.categories.values(), reference.others], dtype=float)
     now = np.array([*current.categories.values(), current.others], dtype=float)
     yield from _psi(name, *_without_rare(before, now), limits.psi)
