@@ -93,7 +93,7 @@ class Limits:
 class Sketch:
     """One column: `kind` is number, category or unknown. Shares are of `rows`; moments and range of the finite values.
 
-    Of numbers: `counts[i]` values lie above `edges[i - 1]` and up to `edges[i]`. Of categories: `categories` by name, most frequent first,
+    Of numbers: `counts[i]` values lie above `edges[i - 1]` and up to `edges[i]`. Of categories: `categories` by name, the most frequent ones,
     `others` the rows with none of these, `examples` a few of those values. Moments are None where there are no numbers or they overflow.
     """
 
@@ -105,6 +105,7 @@ class Sketch:
     minus_infinite: int = 0
     mean: float | None = None
     std: float | None = None
+    kurtosis: float | None = None
     low: float | None = None
     high: float | None = None
     edges: tuple[float, ...] = ()
@@ -142,12 +143,13 @@ class Sketch:
 
     def _checked(self) -> None:
         counted = (self.rows, self.missing, self.plus_infinite, self.minus_infinite, self.others, *self.counts, *self.categories.values())
-        moments = [each for each in (self.mean, self.std, self.low, self.high) if each is not None]
+        moments = [each for each in (self.mean, self.std, self.kurtosis, self.low, self.high) if each is not None]
         binned = sum(self.counts) if self.kind == "number" else self.others + sum(self.categories.values())
         _need(self.kind in {"number", "category", "unknown"}, f"kind {self.kind!r} is not known")
         _need(all(type(each) is int and each >= 0 for each in counted), "counts must be whole numbers from 0")
         _need(all(math.isfinite(each) for each in (*moments, *self.edges)), "moments and edges must be finite")
         _need(self.std is None or self.std >= 0, "std must not be negative")
+        _need((self.std == 0) == (self.low is not None and self.low == self.high), "std must be 0 just where low and high are equal")
         _need(list(self.edges) == sorted(set(self.edges)), "edges must grow")
         _need(self.kind != "number" or len(self.counts) == len(self.edges) + 1, "counts must be one more than edges")
         _need(self.kind == "unknown" or binned == self.finite >= 0, "the counts do not add up to rows")
@@ -265,30 +267,54 @@ class Column:
 
 
 class Moments:
-    """Mean and sum of squares, merged batch by batch (Chan, Golub and LeVeque 1979), and the range."""
+    """Mean and central sums of powers 2 to 4, merged batch by batch (Pebay 2008, "Formulas for robust, one-pass parallel computation")."""
 
     def __init__(self) -> None:
-        self.n, self.mean, self.squares = 0, 0.0, 0.0
+        self.n, zero = 0, np.float64(0)
+        self.mean, self.second, self.third, self.fourth = zero, zero, zero, zero
         self.low, self.high = math.inf, -math.inf
 
     def add(self, ordered: np.ndarray) -> None:
-        if not (n := len(ordered)):
+        if not len(ordered):
             return
-        with np.errstate(over="ignore", invalid="ignore"):
-            mean = float(ordered.mean())
-            gap = mean - self.mean
-            apart = ordered - mean  # squared and summed, not multiplied with itself: BLAS would wake its threads for it
-            self.squares += float(np.square(apart, out=apart).sum()) + gap * gap * self.n * n / (self.n + n)
-            self.mean += gap * n / (self.n + n)
-        self.n += n
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            mean = ordered.mean()
+            apart = ordered - mean  # powers by elements: a product of vectors would wake the threads of BLAS
+            square = apart * apart
+            self._merge(len(ordered), mean, square.sum(), (square * apart).sum(), np.square(square, out=square).sum())
         self.low, self.high = min(self.low, float(ordered[0])), max(self.high, float(ordered[-1]))
 
+    def _merge(self, n: int, mean: np.float64, second: np.float64, third: np.float64, fourth: np.float64) -> None:
+        """Sums as numpy's floats: they overflow to infinity where Python's raise."""
+        total, gap = self.n + n, mean - self.mean if self.n else np.float64(0)
+        part = gap * gap * self.n * n / total
+        self.fourth += fourth + part * gap * gap * (self.n**2 - self.n * n + n**2) / total**2
+        self.fourth += (
+            6 * gap * gap * (self.n**2 * second + n**2 * self.second) / total**2 + 4 * gap * (self.n * third - n * self.third) / total
+        )
+        self.third += third + part * gap * (self.n - n) / total + 3 * gap * (self.n * second - n * self.second) / total
+        self.second += second + part
+        self.mean = self.mean + gap * n / total if self.n else mean
+        self.n = total
+
     def kept(self) -> dict[str, float | None]:
+        """None for what overflows or underflows: a spread that cannot be held is not a spread of nothing."""
         if not self.n:
             return {}
-        found = {"mean": self.mean, "std": math.sqrt(self.squares / self.n) if self.low < self.high else 0.0}
-        known: dict[str, float | None] = {name: value if math.isfinite(value) else None for name, value in found.items()}
-        return known | {"low": self.low, "high": self.high}
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            std, kurtosis = float(np.sqrt(self.second / self.n)), float(self.n * self.fourth / np.square(self.second))
+        varies = self.low < self.high
+        return {
+            "mean": _finite(float(self.mean)),
+            "std": (_finite(std) or None) if varies else 0.0,
+            "kurtosis": _finite(kurtosis) if varies else None,
+            "low": self.low,
+            "high": self.high,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class Along:
@@ -530,9 +556,14 @@ def _shift(name: str, reference: Sketch, current: Sketch, limit: float) -> Look 
         same = now == mean and spread == 0
         why = f"the reference is {mean:g} in every row, so " + ("is this" if same else "any other value is beyond every limit")
         return Finding(name=f"{name}_shift", outcome=Outcome.PASSED if same else Outcome.FAILED, why=why, limit=limit, n=current.finite)
-    deviation = math.sqrt(1 / reference.finite + (spread / std) ** 2 / current.finite)
+    deviation = math.sqrt(1 / reference.finite + (spread / std) ** 2 / current.finite + _of_the_unit(reference, limit))
     what = f"the mean is {now:g}, the reference's {mean:g} with standard deviation {std:g}: {abs(now - mean) / std:.3g} of them apart"
     return _bell(f"{name}_shift", abs(now - mean) / std, limit, what=what, n=current.finite, deviation=deviation)
+
+
+def _of_the_unit(reference: Sketch, shift: float) -> float:
+    """Variance that a shift has because its unit, the reference's standard deviation, is an estimate (delta method)."""
+    return shift**2 * max((reference.kurtosis or 3) - 1, 0) / (4 * reference.finite)
 
 
 def _noise(reference: Sketch) -> float:
