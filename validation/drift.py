@@ -93,7 +93,7 @@ class Limits:
 class Sketch:
     """One column: `kind` is number, category or unknown. Shares are of `rows`; moments and range of the finite values.
 
-    Of numbers: `counts[i]` values lie above `edges[i - 1]` and up to `edges[i]`. Of categories: `categories` by name, the most frequent ones,
+    Of numbers: `counts[i]` values lie above `edges[i - 1]` and up to `edges[i]`. Of categories: `categories` are the most frequent by name,
     `others` the rows with none of these, `examples` a few of those values. Moments are None where there are no numbers or they overflow.
     """
 
