@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +17,7 @@ from airflow_home import ROOT
 from operators import task as task_module
 from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
+from operators.distribution import SUITE_BYTES, Distribution
 from operators.golden_set import GoldenSet
 from operators.promote import Promote
 from operators.restore import Restore
@@ -25,7 +28,8 @@ from operators.shadow import Shadow
 from operators.task import VerdictTrigger, job_name
 from operators.traffic_shift import TrafficShift
 from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
-from validation.policy import read_policy
+from validation.policy import Distribution as SectionOfDistribution
+from validation.policy import Policy, parse, read_policy, section
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
 CLAIM = {
@@ -198,6 +202,41 @@ def test_the_spec_carries_bundle_stable_and_limits_but_no_credentials(use, tmp_p
     assert spec.limits["min_rows"] == POLICY.golden_set.min_rows
     assert "a-token" not in job.spec_json
     assert "PENSTOCK_DIRECTOR_TOKEN" not in job.environ
+
+
+def with_suite(name: str) -> Policy:
+    return replace(POLICY, distribution=replace(POLICY.distribution, expectations=name))
+
+
+def test_a_suite_beside_the_policy_travels_in_the_spec(use, tmp_path: Path) -> None:
+    """Gates do not see the policies' folder: the user's expectations are content of the limits; without a suite there is none."""
+    suite = {"expectations": [{"type": "expect_column_to_exist", "kwargs": {"column": "label"}}]}
+    (tmp_path / "digits.json").write_text(json.dumps(suite))
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    Distribution(policy=with_suite("digits.json"), folder=tmp_path).execute(context())
+    (job,) = runtime.jobs.values()
+    travelled = dict(Spec.from_json(job.spec_json).limits)
+    assert travelled.pop("suite") == suite
+    assert parse(SectionOfDistribution, travelled, "distribution") == with_suite("digits.json").distribution
+    assert Distribution(policy=POLICY, folder=tmp_path).limits({}) == section(POLICY.distribution)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "digits.json beside the policy cannot be read as JSON: .*No such file"),
+        (b"{", "cannot be read as JSON"),
+        (b'{"expectations": [NaN]}', "NaN is no JSON number"),
+        (b" " * (SUITE_BYTES + 1), "has 65537 bytes; a suite may have 65536: use fewer expectations"),
+    ],
+)
+def test_a_suite_that_cannot_travel_ends_the_task(use, tmp_path: Path, content: bytes | None, why: str) -> None:
+    """An absent, unreadable or oversized suite is no retry and no silent pass."""
+    use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    if content is not None:
+        (tmp_path / "digits.json").write_bytes(content)
+    with pytest.raises(AirflowFailException, match=why):
+        Distribution(policy=with_suite("digits.json"), folder=tmp_path).execute(context())
 
 
 def test_only_tasks_that_act_on_traffic_get_the_directors_token(use, tmp_path: Path) -> None:
