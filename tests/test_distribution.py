@@ -9,6 +9,7 @@ from conformance.material import BAD_SPEC, baselines, healthy, run
 from made_bundles import CLASSES, answers, classifier, golden_rows, weights
 from onnx import TensorProto, helper, numpy_helper
 
+from validation import distribution
 from validation.contract import Outcome
 from validation.distribution import answers as answers_of
 from validation.distribution import judged_columns
@@ -175,8 +176,8 @@ def test_a_stable_that_does_not_take_the_rows_leaves_it_open(material, judged):
 @pytest.mark.parametrize(
     ("stored", "expected"),
     [
-        ({}, {"from_source": INCONCLUSIVE, "from_inputs": INCONCLUSIVE, "generated": INCONCLUSIVE}),
-        ({"inputs": [], "outputs": {"label": {}}}, {"from_source": INCONCLUSIVE, "from_inputs": INCONCLUSIVE, "generated": INCONCLUSIVE}),
+        ({}, {"from_source": INCONCLUSIVE, "from_inputs": INCONCLUSIVE}),
+        ({"inputs": [], "outputs": {"label": {}}}, {"from_source": INCONCLUSIVE, "from_inputs": INCONCLUSIVE}),
     ],
 )
 def test_absent_or_broken_baselines_are_never_passed(material, judged, stored, expected):
@@ -297,3 +298,13 @@ def test_scores_are_judged_by_winner_and_mean():
     """A vector of scores gets a column for the winner, whose shares count, and its scores are judged by their means only."""
     columns, scores = judged_columns({"p": np.array([[0.1, 0.9], [0.8, 0.2]]), "y": np.array([1.0, 2.0])})
     assert (list(columns), scores) == (["p", "y", "p:winner", "p:best"], {"p[0]", "p[1]", "p:best"})
+
+
+def test_of_a_large_golden_set_evenly_spread_rows_are_judged(material, judged, tmp_path, monkeypatch):
+    """Memory stays bounded: a tenth of the rows is judged, in every batch, and the sketches are compared over all of them."""
+    monkeypatch.setattr(distribution, "JUDGED_ROWS", 100)
+    monkeypatch.setattr("validation.golden_rows.BATCH_ROWS", 64)
+    assert judged(material) == {}
+    assert why(tmp_path, "golden_rows") == "100 of 1000 golden rows are judged"
+    rows = {row["name"]: row.get("n") for row in json.loads(evidence(tmp_path, "findings.json"))}
+    assert (rows["label_majority_share"], rows["from_inputs"], rows["generated"]) == (100, 1000, 100)

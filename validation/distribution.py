@@ -38,6 +38,7 @@ from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, Stabl
 from validation.drift import BadSketch, Limits, Sketch, components, drift, read_sketches, sketch_batches
 from validation.expectations import BadSuite, Ran, covers, generated, read_suite, run_suite
 from validation.findings import failed, inconclusive, passed
+from validation.golden_rows import GoldenRows
 from validation.onnx_model import ModelFault, OnnxModel
 from validation.policy import BadPolicy, Distribution, Range, parse
 
@@ -45,8 +46,8 @@ MIN_ROWS = 30
 """Below it nothing is said about a distribution."""
 
 BATCH_ROWS = 64
-TABLE_ROWS = 100_000
-"""Of a larger golden set so many rows, evenly spread, are looked at as a table."""
+JUDGED_ROWS, JUDGED_BYTES = 100_000, 256 << 20
+"""Of a golden set with more rows or bytes of input so much, evenly spread, is judged."""
 
 PAGE_BYTES = 4 << 20
 """Of one page of Data Docs in the evidence; a longer one is cut."""
@@ -93,7 +94,7 @@ def run(spec: Spec, evidence: Path) -> Decision:
     """Judges the spec's bundle; writes drift.json, outputs.json and pages of Data Docs. Raises `BadSpec` for limits, suite or bundle."""
     asked, report = _asked(spec), Report()
     with read_bundle(spec.need_bundle()) as bundle:
-        findings = tuple(_findings(bundle, asked, spec.stable, report))
+        findings = tuple(_findings(bundle, asked, spec, report))
     report.write(evidence)
     return Decision(findings=findings)
 
@@ -111,25 +112,61 @@ def _asked(spec: Spec) -> Asked:
         raise BadSpec(f"limits: {error}") from error
 
 
-def _findings(bundle: OpenBundle, asked: Asked, stable: Stable | None, report: Report) -> Iterator[Finding]:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The golden rows that are judged: `inputs` by name, `labels` [rows], and the sketches of all golden rows by column."""
+
+    inputs: Arrays
+    labels: np.ndarray
+    sketches: Mapping[str, Sketch]
+
+
+def _rows(bundle: OpenBundle, like: Mapping[str, Sketch]) -> Rows:
+    """Reads all rows once, batch by batch, and keeps of a large golden set evenly spread ones: they tell as much of a distribution."""
+    golden = GoldenRows(bundle)
+    every = -(-golden.rows // max(MIN_ROWS, min(JUDGED_ROWS, JUDGED_BYTES // golden.input_bytes)))
+    kept: list[Arrays] = []
+
+    def batches() -> Iterator[Arrays]:
+        for batch in golden.batches(golden.batch_rows):
+            kept.append({name: values[-batch.start % every :: every].copy() for name, values in batch.inputs.items()})
+            yield batch.inputs
+
+    sketches = sketch_batches(batches(), like)
+    inputs = {each.name: np.concatenate([part[each.name] for part in kept]) for each in golden.tensors}
+    return Rows(inputs=inputs, labels=golden.labels(np.arange(0, golden.rows, every)), sketches=sketches)
+
+
+def _findings(bundle: OpenBundle, asked: Asked, spec: Spec, report: Report) -> Iterator[Finding]:
     """In order; of a model that does not answer nothing more is said about answers."""
-    rows = bundle.manifest.rows
-    if rows < MIN_ROWS:
-        yield inconclusive("golden_rows", f"{rows} golden rows are no distribution", f"add {MIN_ROWS - rows} rows", n=rows, limit=MIN_ROWS)
+    total = bundle.manifest.rows
+    if total < MIN_ROWS:
+        yield inconclusive(
+            "golden_rows", f"{total} golden rows are no distribution", f"add {MIN_ROWS - total} rows", n=total, limit=MIN_ROWS
+        )
         return
-    yield passed("golden_rows", f"{rows} golden rows", observed=rows, limit=MIN_ROWS, n=rows)
-    inputs = bundle.inputs()
+    stored = _baseline("from_inputs", bundle, "inputs")
+    rows = _rows(bundle, {} if isinstance(stored, Finding) else stored)
+    judged = len(rows.labels)
+    yield passed("golden_rows", f"{judged} of {total} golden rows are judged", observed=judged, limit=MIN_ROWS, n=total)
+    yield from _about_answers(rows, bundle, asked, spec, report)
+    if isinstance(stored, Finding):
+        yield stored
+    else:
+        yield _from_inputs(rows.sketches, stored)
+    yield from _expected(rows, stored, bundle, asked, report)
+
+
+def _about_answers(rows: Rows, bundle: OpenBundle, asked: Asked, spec: Spec, report: Report) -> Iterator[Finding]:
     try:
-        outputs = _answered(bundle.model_path, inputs)
+        outputs = _answered(bundle.model_path, rows.inputs)
     except ModelFault as fault:
         yield failed(fault.name, str(fault))
-    else:
-        report.outputs |= {name: each.to_json() for name, each in sketch_batches([outputs]).items()}
-        yield from _reasonable(outputs, inputs, asked.limits)
-        yield from _from_stable(outputs, inputs, stable, asked.drift, report)
-        yield from _from_source(outputs, bundle, asked.drift, report)
-    yield _from_inputs(inputs, bundle)
-    yield from _expected(inputs, bundle, asked, report)
+        return
+    report.outputs |= {name: each.to_json() for name, each in sketch_batches([outputs]).items()}
+    yield from _reasonable(outputs, rows.inputs, asked.limits)
+    yield from _from_stable(outputs, rows.inputs, spec.stable, asked.drift, report)
+    yield from _from_source(outputs, bundle, asked.drift, report)
 
 
 def _answered(path: Path, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -271,16 +308,13 @@ def _from_source(outputs: Arrays, bundle: OpenBundle, limits: Limits, report: Re
         yield from _summed("source", drift(reference, current, limits, judged_columns(outputs)[1]), report)
 
 
-def _from_inputs(inputs: Arrays, bundle: OpenBundle) -> Finding:
+def _from_inputs(current: Mapping[str, Sketch], stored: Mapping[str, Sketch]) -> Finding:
     """No statistics: these are the very rows that the sketch is of, or they are not."""
-    reference = _baseline("from_inputs", bundle, "inputs")
-    if isinstance(reference, Finding):
-        return reference
-    current = sketch_batches([inputs], reference)
-    strange = sorted({*reference, *current} - {name for name in current if name in reference and _same(reference[name], current[name])})
+    strange = sorted({*stored, *current} - {name for name in current if name in stored and _same(stored[name], current[name])})
     if strange:
         return failed("from_inputs", f"the stored sketches are not of the golden rows: {', '.join(strange[:5])}", observed=len(strange))
-    return passed("from_inputs", f"the stored sketches of {len(reference)} columns are of the golden rows", n=bundle.manifest.rows)
+    rows = max(each.rows for each in current.values())
+    return passed("from_inputs", f"the stored sketches of {len(stored)} columns are of the golden rows", n=rows)
 
 
 def _same(before: Sketch, now: Sketch) -> bool:
@@ -322,12 +356,11 @@ def _nearest(findings: Iterable[Finding]) -> str:
 # The golden set as a table
 
 
-def _expected(inputs: Arrays, bundle: OpenBundle, asked: Asked, report: Report) -> Iterator[Finding]:
-    sketches, table = _baseline("generated", bundle, "inputs"), _table(inputs, bundle)
-    if isinstance(sketches, Finding):
-        yield sketches
-    else:
-        yield from _ran("generated", run_suite("generated", generated(_types(bundle), sketches, asked.limits), table), report)
+def _expected(rows: Rows, stored: Mapping[str, Sketch] | Finding, bundle: OpenBundle, asked: Asked, report: Report) -> Iterator[Finding]:
+    """The generated suite needs the baselines, whose absence is a finding already; the user's own does not."""
+    table = pd.DataFrame({**dict(components(rows.inputs)), LABEL: rows.labels})
+    if not isinstance(stored, Finding):
+        yield from _ran("generated", run_suite("generated", generated(_types(bundle), stored, asked.limits), table), report)
     if asked.suite is not None:
         try:
             yield from _ran("own", run_suite("own", asked.suite, table), report)
@@ -338,13 +371,6 @@ def _expected(inputs: Arrays, bundle: OpenBundle, asked: Asked, report: Report) 
 def _ran(name: str, ran: Ran, report: Report) -> Iterator[Finding]:
     report.pages[f"data_docs_{name}"] = ran.page
     yield from ran.findings
-
-
-def _table(inputs: Arrays, bundle: OpenBundle) -> pd.DataFrame:
-    """One column for each number of an input, and `label`; of many rows evenly spread ones."""
-    every = -(-bundle.manifest.rows // TABLE_ROWS)
-    columns = {name: values[::every] for name, values in components(inputs)}
-    return pd.DataFrame({**columns, LABEL: bundle.labels()[::every]})
 
 
 def _types(bundle: OpenBundle) -> dict[str, str | None]:
