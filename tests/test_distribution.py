@@ -301,10 +301,10 @@ def test_scores_are_judged_by_winner_and_mean():
 
 
 def test_of_a_large_golden_set_evenly_spread_rows_are_judged(material, judged, tmp_path, monkeypatch):
-    """Memory stays bounded: a tenth of the rows is judged, in every batch, and the sketches are compared over all of them."""
-    monkeypatch.setattr(distribution, "JUDGED_ROWS", 100)
+    """Memory stays bounded: half of the rows is judged, in every batch, and the sketches are compared over all of them."""
+    monkeypatch.setattr(distribution, "JUDGED_ROWS", 500)
     monkeypatch.setattr("validation.golden_rows.BATCH_ROWS", 64)
     assert judged(material) == {}
-    assert why(tmp_path, "golden_rows") == "100 of 1000 golden rows are judged"
+    assert why(tmp_path, "golden_rows") == "500 of 1000 golden rows are judged"
     rows = {row["name"]: row.get("n") for row in json.loads(evidence(tmp_path, "findings.json"))}
-    assert (rows["label_majority_share"], rows["from_inputs"], rows["generated"]) == (100, 1000, 100)
+    assert (rows["label_majority_share"], rows["from_inputs"], rows["generated"]) == (500, 1000, 500)

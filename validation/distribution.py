@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 
 from validation.bundle import OpenBundle, read_bundle
-from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, Stable
+from validation.contract import SOURCE_ABSENT, BadSpec, Decision, Finding, Outcome, Spec, Stable
 from validation.drift import BadSketch, Limits, Sketch, components, drift, read_sketches, sketch_batches
 from validation.expectations import BadSuite, Ran, covers, generated, read_suite, run_suite
 from validation.findings import failed, inconclusive, passed
@@ -64,10 +64,14 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the spec asks for: the policy's section and the user's suite, if there is one."""
+    """What the spec asks for: the policy's section and the user's suite, if there is one.
+
+    `without_source`: loose files, of which nobody made baselines; a bundle of a delivery must have them.
+    """
 
     limits: Distribution
     suite: list[Mapping[str, Any]] | None
+    without_source: bool
 
     @property
     def drift(self) -> Limits:
@@ -107,7 +111,8 @@ def _asked(spec: Spec) -> Asked:
             raise BadSpec(
                 f"limits: expectations names {limits.expectations!r} and {SUITE} is {spec.limits.get(SUITE)!r}: give both or none"
             )
-        return Asked(limits=limits, suite=read_suite(spec.limits[SUITE]) if SUITE in spec.limits else None)
+        suite = read_suite(spec.limits[SUITE]) if SUITE in spec.limits else None
+        return Asked(limits=limits, suite=suite, without_source=bool(spec.inputs.get(SOURCE_ABSENT)))
     except (BadPolicy, BadSuite) as error:
         raise BadSpec(f"limits: {error}") from error
 
@@ -150,11 +155,12 @@ def _findings(bundle: OpenBundle, asked: Asked, spec: Spec, report: Report) -> I
     judged = len(rows.labels)
     yield passed("golden_rows", f"{judged} of {total} golden rows are judged", observed=judged, limit=MIN_ROWS, n=total)
     yield from _about_answers(rows, bundle, asked, spec, report)
-    if isinstance(stored, Finding):
-        yield stored
+    if asked.without_source:
+        yield passed("from_inputs", "skipped: loose files have no stored sketches of their inputs")
     else:
-        yield _from_inputs(rows.sketches, stored)
-    yield from _expected(rows, stored, bundle, asked, report)
+        yield stored if isinstance(stored, Finding) else _from_inputs(rows.sketches, stored)
+    known = rows.sketches if asked.without_source else stored
+    yield from _expected(rows, None if isinstance(known, Finding) else known, bundle, asked, report)
 
 
 def _about_answers(rows: Rows, bundle: OpenBundle, asked: Asked, spec: Spec, report: Report) -> Iterator[Finding]:
@@ -166,7 +172,10 @@ def _about_answers(rows: Rows, bundle: OpenBundle, asked: Asked, spec: Spec, rep
     report.outputs |= {name: each.to_json() for name, each in sketch_batches([outputs]).items()}
     yield from _reasonable(outputs, rows.inputs, asked.limits)
     yield from _from_stable(outputs, rows.inputs, spec.stable, asked.drift, report)
-    yield from _from_source(outputs, bundle, asked.drift, report)
+    if asked.without_source:
+        yield passed("from_source", "skipped: the source model is not at hand")
+    else:
+        yield from _from_source(outputs, bundle, asked.drift, report)
 
 
 def _answered(path: Path, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -356,11 +365,11 @@ def _nearest(findings: Iterable[Finding]) -> str:
 # The golden set as a table
 
 
-def _expected(rows: Rows, stored: Mapping[str, Sketch] | Finding, bundle: OpenBundle, asked: Asked, report: Report) -> Iterator[Finding]:
-    """The generated suite needs the baselines, whose absence is a finding already; the user's own does not."""
+def _expected(rows: Rows, known: Mapping[str, Sketch] | None, bundle: OpenBundle, asked: Asked, report: Report) -> Iterator[Finding]:
+    """The generated suite needs sketches, whose absence is a finding already; the user's own does not."""
     table = pd.DataFrame({**dict(components(rows.inputs)), LABEL: rows.labels})
-    if not isinstance(stored, Finding):
-        yield from _ran("generated", run_suite("generated", generated(_types(bundle), stored, asked.limits), table), report)
+    if known is not None:
+        yield from _ran("generated", run_suite("generated", generated(_types(bundle), known, asked.limits), table), report)
     if asked.suite is not None:
         try:
             yield from _ran("own", run_suite("own", asked.suite, table), report)
