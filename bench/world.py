@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +18,10 @@ import psutil
 
 from demo.services import Airflow, Director, NotNow, Registry, Version
 from demo.stage import Stage
-from stack import processes
+from stack import processes, supervisor
 from stack.keys import read_keys
 from stack.settings import ROOT, state_folder
+from stack.up import shared_memory_prefix
 
 MODEL = "digits"
 DELIVER = f"deliver_{MODEL}"
@@ -38,13 +39,17 @@ class World:
 
     def __init__(self, environ: Mapping[str, str], name: str) -> None:
         settings = shifted_settings(state_folder(environ))
-        self.stage = Stage({**environ, "PENSTOCK_SETTINGS": str(settings)}, folder=name)
+        self.policies = state_folder(environ) / name / "policies"
+        environ = {**environ, "PENSTOCK_SETTINGS": str(settings), "PENSTOCK_POLICIES": str(self.policies)}
+        self.stage = Stage(environ, folder=name)
         self.state = self.stage.state
         self._earlier: list[dict[str, Any]] = []
 
     def open(self) -> None:
         """The stack up on fresh data, its DAGs loaded."""
         self.stage.fresh()
+        shutil.copytree(ROOT / "dags" / "policies", self.policies)
+        self._link_each_environment()
         self.stage.up()
         settings, keys = self.stage.settings, read_keys(self.state)
         self.registry = Registry(settings.mlflow_url)
@@ -64,15 +69,50 @@ class World:
         self.stage.stop_programs()
         self.stage.down()
 
+    def _link_each_environment(self) -> None:
+        """A folder of links in place of one link, so that one environment can be another for a while."""
+        envs = self.state / "envs"
+        shared = envs.resolve()
+        envs.unlink()
+        envs.mkdir()
+        for each in shared.iterdir():
+            (envs / each.name).symlink_to(each, target_is_directory=True)
+
+    @contextmanager
+    def environment_runs(self, name: str, script: str) -> Iterator[None]:
+        """Meanwhile tasks of this environment are run by a shell script; it knows the real interpreter as `$REAL`."""
+        link, fake = self.state / "envs" / name, self.state / "fakes" / name
+        real = link.resolve()
+        python = fake / "bin" / "python"
+        python.parent.mkdir(parents=True, exist_ok=True)
+        python.write_text(f"#!/bin/sh\nREAL={real}/bin/python\n{script}\n")
+        python.chmod(0o700)
+        _relink(link, fake)
+        try:
+            yield
+        finally:
+            _relink(link, real)
+
+    def write_policy(self, model: str, text: str) -> None:
+        """By rename, and Airflow's DAG processor is asked to read its DAGs again at once."""
+        draft = self.policies / f"{model}.draft"
+        draft.write_text(text)
+        draft.replace(self.policies / f"{model}.toml")
+        self.airflow.reparse(DELIVER)
+        self.airflow.reparse("registry_sweep")
+
+    def policy(self, model: str = MODEL) -> str:
+        return (self.policies / f"{model}.toml").read_text()
+
     def deliver(self, recipe: str) -> int:
         """Trains and registers a version; its event starts the delivery. Returns the version's number."""
         program = self.stage.train(f"train-{recipe}", "--recipe", recipe, "--model", MODEL)
         program.finish(120)
         return self.newest()
 
-    def register(self, source: str, **more: str) -> int:
+    def register(self, source: str, model: str = MODEL, **more: str) -> int:
         """A marked version made through MLflow's REST API, whatever stands behind it. Returns its number."""
-        body = {"name": MODEL, "source": source, "tags": [{"key": "candidate", "value": "true"}], **more}
+        body = {"name": model, "source": source, "tags": [{"key": "candidate", "value": "true"}], **more}
         return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
 
     def register_from_run(self, files: Mapping[str, bytes]) -> int:
@@ -88,8 +128,8 @@ class World:
         answer = self.mlflow("GET", "model-versions/search", params={"filter": f"name='{MODEL}'"})
         return max(int(each["version"]) for each in answer["model_versions"])
 
-    def version(self, number: int) -> Version | None:
-        return self.registry.version(MODEL, number)
+    def version(self, number: int, model: str = MODEL) -> Version | None:
+        return self.registry.version(model, number)
 
     def register_again(self, number: int) -> int:
         """The same model once more, without the marker, so that no event delivers it. Returns the new number."""
@@ -113,8 +153,12 @@ class World:
         version = self.version(number)
         return version.tags.get("penstock.why", "") if version else ""
 
+    def run_of(self, number: int) -> str:
+        """The id of the run that this version's event makes."""
+        return f"deliver__{MODEL}__v{number}"
+
     def run_state(self, number: int) -> str:
-        return self.airflow.run_state(DELIVER, f"deliver__{MODEL}__v{number}")
+        return self.airflow.run_state(DELIVER, self.run_of(number))
 
     def share(self) -> Any:
         return self.director.share(MODEL, time.time())
@@ -140,13 +184,25 @@ class World:
 
     def restart(self) -> None:
         """The stack down and up again on the same data; the client, whose lines so far are kept, is away meanwhile."""
+        with self.client_away():
+            self.stage.down()
+            self.expect_nothing_left()
+            self.stage.up()
+
+    @contextmanager
+    def client_away(self) -> Iterator[None]:
+        """No client meanwhile, for what no gateway can hide; the lines that it wrote so far are kept."""
         self.stage.stop_programs()
         self._earlier = self._client_lines()
-        self.stage.down()
+        yield
+        self.stage.client(MODEL)
+
+    def expect_nothing_left(self) -> None:
+        """Raises `Unexpected` naming a process or a piece of shared memory of this stack."""
         if left := processes.ours(self.state):
             raise Unexpected(f"`down` left pid {left[0].pid} behind: {left[0].cmdline()}")
-        self.stage.up()
-        self.stage.client(MODEL)
+        if regions := processes.shared_memory(shared_memory_prefix(self.stage.settings)):
+            raise Unexpected(f"`down` left {regions[0]} behind")
 
     def mlflow(self, method: str, path: str, **what: Any) -> dict[str, Any]:
         url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow/{path}"
@@ -155,17 +211,27 @@ class World:
         row: dict[str, Any] = answer.json()
         return row
 
+    def pid(self, program: str) -> int:
+        """Of a program that supervisord runs, or of supervisord itself."""
+        if program == "supervisord":
+            return int((self.stage.settings.run / "supervisord.pid").read_text())
+        return int(supervisor.state_of(self.stage.settings, program)["pid"])
+
     def kill(self, *names: str) -> None:
         """SIGKILL for every process of these services, children included, as `kill -9` on each would."""
         victims = [each for name in names for each in processes.leftovers(self.state, name)]
         if not victims:
             raise Unexpected(f"nothing runs of {names}")
-        for victim in victims:
-            try:
-                os.kill(victim.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        psutil.wait_procs(victims, timeout=10)
+        _kill(victims)
+
+    def kill_everything(self) -> None:
+        """The same for every process of the stack at once, supervisord first: as a machine that lost its power."""
+        _kill([psutil.Process(self.pid("supervisord"))])
+        _kill(processes.ours(self.state))
+
+    def kill_pid(self, pid: int) -> None:
+        """SIGKILL for one process; returns when it is gone."""
+        _kill([psutil.Process(pid)])
 
     def _client_lines(self) -> list[dict[str, Any]]:
         """Whole lines only: the client may be in the middle of writing one."""
@@ -182,6 +248,19 @@ class World:
                 pass
             time.sleep(0.2)
         raise Unexpected(f"waited {limit_s} s for {what}; logs: {self.stage.logs}")
+
+
+def _kill(victims: list[psutil.Process]) -> None:
+    for victim in victims:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    psutil.wait_procs(victims, timeout=10)
+
+
+def _relink(link: Path, target: Path) -> None:
+    draft = link.with_name(f"{link.name}.draft")
+    draft.symlink_to(target, target_is_directory=True)
+    draft.replace(link)
 
 
 def shifted_settings(state: Path) -> Path:

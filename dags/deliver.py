@@ -11,6 +11,7 @@ from airflow.sdk import DAG, BaseOperator, Param, chain
 
 from operators.broken_policy import BrokenPolicy
 from operators.claim import Claim
+from operators.distribution import Distribution
 from operators.export import Export
 from operators.golden_set import GoldenSet
 from operators.latency_benchmark import LatencyBenchmark
@@ -60,6 +61,7 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield Claim(policy=policy)
     yield Export(policy=policy)
     yield GoldenSet(policy=policy)
+    yield Distribution(policy=policy, folder=FOLDER)
     yield Package(policy=policy)
     yield LatencyBenchmark(policy=policy, timeout_s=policy.latency_benchmark.max_seconds + 180)
     yield StartCandidate(policy=policy)
@@ -71,7 +73,7 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
 
 
 def refuse(model: str, why: str) -> DAG:
-    """Stands in for a model whose policy cannot be read: its deliveries fail with the reason, the other models go on."""
+    """Stands in for a model whose policy cannot be read: its deliveries wait and say why, one under way is taken back, others go on."""
     dag = DAG(
         dag_id=f"deliver_{model}",
         description=why,
@@ -82,7 +84,7 @@ def refuse(model: str, why: str) -> DAG:
         params=FORM,
     )
     with dag:
-        BrokenPolicy(why=why)
+        chain(BrokenPolicy(why=why), Restore(model=model, broken=why).as_teardown())
     return dag
 
 

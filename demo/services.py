@@ -1,6 +1,6 @@
 """What the demo asks of the running stack over HTTP: Airflow's deliveries, MLflow's versions, the director's traffic.
 
-`demo.run` calls it every half second. It only reads, except for the one thing that a user would do in Airflow's UI: trigger the retraining.
+`demo.run` calls it every half second. It only reads, except for what a user would do in Airflow's UI: trigger a run.
 A service that is being restarted answers nothing for a while: that raises `NotNow`, and the caller looks again.
 """
 
@@ -62,6 +62,15 @@ class Airflow:
     def knows(self, dag: str) -> bool:
         return self._get(f"/api/v2/dags/{dag}") is not None
 
+    def description(self, dag: str) -> str:
+        row = self._get(f"/api/v2/dags/{dag}")
+        return "" if row is None else str(row["description"])
+
+    def started_and_ended(self, dag: str, run: str) -> tuple[float | None, float | None]:
+        """Unix seconds; None for what has not happened."""
+        row = self._get(f"/api/v2/dags/{dag}/dagRuns/{run}") or {}
+        return _unix_s(row.get("start_date")), _unix_s(row.get("end_date"))
+
     def run_state(self, dag: str, run: str) -> str:
         """The run's state, empty while there is no such run."""
         row = self._get(f"/api/v2/dags/{dag}/dagRuns/{run}")
@@ -75,6 +84,18 @@ class Airflow:
         """The ids of the DAG's runs, newest first, at most a hundred."""
         row = self._get(f"/api/v2/dags/{dag}/dagRuns?limit=100&order_by=-run_after")
         return [str(each["dag_run_id"]) for each in row["dag_runs"]] if row else []
+
+    def reparse(self, dag: str) -> None:
+        """Has the DAG's file read again now, not when its turn comes."""
+        row = self._get(f"/api/v2/dags/{dag}")
+        token = row["file_token"] if row else ""
+        self._ask("PUT", f"/api/v2/parseDagFile/{token}")
+
+    def log(self, dag: str, run: str, task: str, attempt: int) -> str:
+        """What the task's attempt logged; empty while there is nothing."""
+        path = f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}?full_content=true"
+        answer = self._ask("GET", path)
+        return answer.text if answer.is_success else ""
 
     def trigger(self, dag: str, **form: Any) -> str:
         """Starts a run as the UI does: logical date now, the form's values, Airflow's own run id. Returns the run id."""

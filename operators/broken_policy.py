@@ -1,23 +1,34 @@
-"""Stands where a delivery would be when its policy cannot be read, and says so."""
+"""Stands where a delivery would be when its policy cannot be read, says so, and makes way once the policy is mended."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowException
 
 from operators.notice import tell_failure
 
+LOOK_AGAIN = timedelta(seconds=15)
+TRIES = 200_000  # a month: an event that came meanwhile must not be lost
+
 
 class BrokenPolicy(BaseOperator):
-    """Fails each delivery with the policy's error; clear the run once the file is mended."""
+    """Fails with the policy's error, again and again, under the name of the first task: after the mending that is the real one's turn."""
 
     def __init__(self, *, why: str, **kwargs: Any) -> None:
-        super().__init__(task_id="claim", on_failure_callback=tell_failure, **kwargs)
+        kwargs.update(on_retry_callback=tell_once, on_failure_callback=tell_failure)
+        super().__init__(task_id="claim", retries=TRIES, retry_delay=LOOK_AGAIN, **kwargs)
         self.why = why
 
     def execute(self, context: Mapping[str, Any]) -> None:
         del context
-        raise AirflowFailException(f"{self.why}; nothing was touched: mend the policy, then clear this run")
+        raise AirflowException(f"{self.why}; nothing was touched: mend the policy, and this delivery goes on by itself")
+
+
+def tell_once(context: Mapping[str, Any]) -> None:
+    """People are told at the first try, not every few seconds."""
+    if context["ti"].try_number == 1:
+        tell_failure(context)

@@ -31,13 +31,14 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "triton": (),
     "export": ("delivery", "validation"),
     "golden_set": ("validation",),
+    "distribution": ("validation",),
     "latency_benchmark": ("validation",),
     "rollout": ("delivery", "validation"),
     "training": ("demo",),
     "tests": PACKAGES,
 }
 RUNNING = tuple(name for name in ENVIRONMENTS if name != "tests")  # what the stack needs
-COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "latency_benchmark", "training")
+COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "distribution", "latency_benchmark", "training")
 """Big servers and programs that live for seconds start much faster from bytecode; uv does not compile by itself."""
 
 INSTALLED_LAST = {"tests": ("opentelemetry-proto",)}

@@ -78,12 +78,13 @@ class Gateway:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`state` is absolute; the folder layout below it is fixed (see the properties)."""
+    """`state` and `policies` are absolute; the folder layout below `state` is fixed (see the properties)."""
 
     state: Path
     ports: Ports
     airflow: Airflow
     gateway: Gateway
+    policies: Path = ROOT / "dags" / "policies"
 
     def __post_init__(self) -> None:
         _checked(self.state)
@@ -143,7 +144,7 @@ SECTIONS: Mapping[str, type[Any]] = {"ports": Ports, "airflow": Airflow, "gatewa
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings file that PENSTOCK_SETTINGS names, or the checkout's; the state folder from PENSTOCK_STATE if it is set."""
+    """The settings file that PENSTOCK_SETTINGS names, or the checkout's; folders from PENSTOCK_STATE and PENSTOCK_POLICIES if set."""
     path = Path(environ.get("PENSTOCK_SETTINGS") or ROOT / "stack" / "settings.toml")
     try:
         row = _read(path)
@@ -151,7 +152,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         sections = {name: _section(row, name, cls) for name, cls in SECTIONS.items()}
     except (BadSettings, tomllib.TOMLDecodeError) as error:
         raise BadSettings(f"{path}: {error}") from error
-    return Settings(state=state_folder(environ), **sections)
+    policies = (ROOT / (environ.get("PENSTOCK_POLICIES") or Settings.policies)).absolute()
+    return Settings(state=state_folder(environ), policies=policies, **sections)
 
 
 def state_folder(environ: Mapping[str, str]) -> Path:

@@ -50,6 +50,7 @@ Say = Callable[[str], None]
 def bring_up(settings: Settings, say: Say = print) -> None:
     """Everything running and ready, or `NotUp` with the reason; then what already runs stays up, for its logs to be read."""
     check_machine()
+    check_policies(settings)
     make_folders(settings)
     with only_one(settings):
         ensure(RUNNING, settings.state)
@@ -85,6 +86,12 @@ def check_machine() -> None:
     library, version = platform.libc_ver()
     if library != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < GLIBC_NEEDED:
         raise NotUp(f"the C library is {library or 'not glibc'} {version}; Triton needs glibc 2.35 (Ubuntu 22.04, Debian 12)")
+
+
+def check_policies(settings: Settings) -> None:
+    """Raises `NotUp` without a folder of policies: no version could ever be delivered. Bad files in it are their own models' trouble."""
+    if not settings.policies.is_dir():
+        raise NotUp(f"there is no folder of policies at {settings.policies}: make it, or set PENSTOCK_POLICIES to yours")
 
 
 def make_folders(settings: Settings) -> None:

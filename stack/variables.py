@@ -84,7 +84,7 @@ def airflow(settings: Settings, keys: Keys) -> dict[str, str]:
         **{f"AIRFLOW__{name}": value for name, value in sections.items()},
         **triton(settings),
         "PENSTOCK_RUNTIME": "process",
-        "PENSTOCK_POLICIES": str(ROOT / "dags" / "policies"),
+        "PENSTOCK_POLICIES": str(settings.policies),
         "PENSTOCK_AIRFLOW_URL": settings.airflow_url,
         "PENSTOCK_AIRFLOW_USER": WEBHOOK_USER,
         "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_webhook_password,

@@ -1,5 +1,6 @@
 """`penstock check`: the gate on loose files, with exit codes that scripts can rely on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from made_bundles import answers, classifier, column, golden_rows, weights
 from validation import check
 
 POLICY = """
+[distribution]
+majority_share = 0.8
+entropy_bits = 1.0
+sigmas = 2.0
+psi = 0.25
+
 [golden_set]
 min_rows = 600
 atol = 1e-4
@@ -38,9 +45,9 @@ def files(tmp_path):
     pq.write_table(pa.table(columns | {"label": rows.labels}), tmp_path / "golden.parquet")
     np.savez(tmp_path / "reference.npz", **answers(rows.inputs, weights()))
 
-    def run(*more, model="model.onnx", golden="golden.parquet", policy="irises.toml"):
+    def run(*more, gate="golden_set", model="model.onnx", golden="golden.parquet", policy="irises.toml"):
         names = {"--model": model, "--golden": golden, "--policy": policy}
-        return check.main(["check", "golden_set", *(str(word) for name, file in names.items() for word in (name, tmp_path / file)), *more])
+        return check.main(["check", gate, *(str(word) for name, file in names.items() for word in (name, tmp_path / file)), *more])
 
     run.folder = tmp_path
     run.rows = rows
@@ -194,3 +201,17 @@ def test_a_check_needs_neither_airflow_nor_mlflow(files):
         env=os.environ,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_distribution_can_be_checked_too(files, capsys):
+    """The same files go through the other gate, with stable and a suite beside the policy; what nobody stored is skipped in sight."""
+    suite = {"expectations": [{"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "label", "value_set": [0, 1, 2]}}]}
+    (files.folder / "own.json").write_text(json.dumps(suite))
+    (files.folder / "own.toml").write_text(POLICY.replace("psi", 'expectations = "own.json"\npsi'))
+    assert files("--stable", str(files.folder / "model.onnx"), gate="distribution", policy="own.toml") == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "distribution: PASSED (10 passed, 2 skipped)"
+    assert "skipped       from_source" in printed
+    assert "1 expectations of the suite hold" in printed
+    (files.folder / "own.json").unlink()
+    assert files(gate="distribution", policy="own.toml") == 64

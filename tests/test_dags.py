@@ -14,7 +14,7 @@ from airflow_home import ROOT
 
 from validation.policy import read_policy
 
-NOUNS = ["claim", "export", "golden_set", "package", "latency_benchmark", "start_candidate", "shadow"]
+NOUNS = ["claim", "export", "golden_set", "distribution", "package", "latency_benchmark", "start_candidate", "shadow"]
 STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
 
 
@@ -97,6 +97,19 @@ def test_a_broken_policy_stops_its_own_model_only(tmp_path: Path) -> None:
     told = told_of(tmp_path, "print(bag.import_errors, sorted(bag.dags), bag.dags['deliver_fraud'].get_task('claim').why)").stdout
     assert "{} ['deliver_digits', 'deliver_fraud', 'deliver_spam', 'registry_sweep', 'retrain_digits']" in told
     assert "fraud.toml: unknown key onwer; allowed here: model, owner" in told
+
+
+def test_a_broken_policys_delivery_waits_for_the_mending(tmp_path: Path) -> None:
+    """It tries again under the name of the first task for weeks, tells people once, and ends what was under way when the policy broke."""
+    text = (ROOT / "dags" / "policies" / "digits.toml").read_text()
+    (tmp_path / "digits.toml").write_text(text.replace("owner =", "onwer ="))
+    code = """
+dag = bag.dags['deliver_digits']
+claim, restore = dag.topological_sort()
+print(claim.task_id, restore.task_id, restore.is_teardown, restore.broken == claim.why == dag.description)
+print((claim.retries * claim.retry_delay).days > 28)
+"""
+    assert told_of(tmp_path, code).stdout.endswith("claim restore True True\nTrue\n")
 
 
 def test_files_that_are_no_models_stop_nobody(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_an_output_may_have_tolerances_of_its_own():
 
 
 def test_tolerances_are_absolute_and_relative():
-    """atol + rtol |reference|: a thousandth of a thousand is one."""
+    """Atol + rtol |reference|: a thousandth of a thousand is one."""
     rule = Tolerance(output="p", atol=0.5, rtol=1e-3, rows_outside_permille=0)
     there = np.array([[1000.0], [1000.0], [0.0], [0.0]])
     assert outside(there + np.array([[1.4], [1.6], [0.4], [0.6]]), there, rule).tolist() == [False, True, False, True]

@@ -16,6 +16,7 @@ from validation.policy import (
     CRON_FIELDS,
     PRESETS,
     BadPolicy,
+    Distribution,
     GoldenSet,
     Policy,
     is_model_name,
@@ -66,6 +67,7 @@ def test_sections_travel_as_json(rows):
     """A section put into a spec's limits is read back equal."""
     policy = parse(Policy, rows)
     assert parse(GoldenSet, section(policy.golden_set), "golden_set") == policy.golden_set
+    assert parse(Distribution, section(policy.distribution), "distribution") == policy.distribution
 
 
 @pytest.mark.parametrize(
@@ -136,6 +138,17 @@ def test_values_of_another_kind_are_refused(rows, place, value, words):
         (("owner",), " ml", "1 to 80"),
         (("owner",), "a" * 81, "1 to 80"),
         (("owner",), "a\nb", "1 to 80"),
+        (("distribution", "majority_share"), 1.0, r"distribution\.majority_share is 1\.0; allowed: above 0 to below 1"),
+        (("distribution", "entropy_bits"), 0, r"distribution\.entropy_bits is 0\.0; allowed: above 0"),
+        (("distribution", "sigmas"), 0, r"distribution\.sigmas is 0\.0; allowed: above 0"),
+        (("distribution", "psi"), 0, r"distribution\.psi is 0\.0; allowed: above 0"),
+        (("distribution", "ks"), 1.0, r"distribution\.ks is 1\.0; allowed: above 0 to below 1"),
+        (("distribution", "missing"), 1.0, r"distribution\.missing is 1\.0; allowed: from 0 to below 1"),
+        (("distribution", "error"), 0.5, r"distribution\.error is 0\.5"),
+        (("distribution", "ranges", 0, "high"), -1.0, r"distribution\.ranges: low 0\.0 must lie below high -1\.0"),
+        (("distribution", "ranges", 0, "column"), "pixels", r"distribution\.ranges\.column: pixels, pixels names one twice"),
+        (("distribution", "expectations"), "../suite.json", "expected the plain name of a .json file beside the policy"),
+        (("distribution", "expectations"), "suite.yaml", "expected the plain name of a .json file beside the policy"),
         (("latency_benchmark", "rate_per_s"), 0, r"rate_per_s is 0\.0; allowed: above 0"),
         (("shadow", "permille"), 1001, "from 1 to 1000"),
         (("shadow", "min_seconds"), 90.0, "must lie below max_seconds"),

@@ -66,6 +66,13 @@ def test_a_missing_file_is_named(tmp_path: Path):
         read_settings({"PENSTOCK_SETTINGS": str(tmp_path / "nowhere.toml")})
 
 
+def test_policies_are_the_checkouts_unless_the_user_names_a_folder(tmp_path: Path):
+    """A relative name counts from the checkout, as the state folder's does."""
+    assert read_settings({}).policies == ROOT / "dags" / "policies"
+    assert read_settings({"PENSTOCK_POLICIES": str(tmp_path)}).policies == tmp_path
+    assert read_settings({"PENSTOCK_POLICIES": "mine"}).policies == ROOT / "mine"
+
+
 def test_a_state_folder_too_deep_for_a_socket_is_refused(tmp_path: Path):
     """The supervisor listens on a socket below the state folder, and the kernel limits its path."""
     with pytest.raises(BadSettings, match="bytes too long for the sockets below it: set PENSTOCK_STATE"):

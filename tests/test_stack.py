@@ -35,6 +35,7 @@ from stack.up import (
     _ports_to_take,
     _unless_taken_away,
     addresses,
+    check_policies,
     check_ports,
     clear_leftovers,
     make_folders,
@@ -100,6 +101,18 @@ def test_every_service_is_supervised(services: dict[str, Service], settings: Set
         assert (program["autostart"], program["autorestart"], program["killasgroup"]) == ("false", "true", "true")
         assert shlex.split(program["command"])[-3:] == ["stack", "run", name]
         assert program["stopsignal"] == service.stop_signal
+
+
+def test_airflow_reads_the_policies_that_the_user_names(settings: Settings, tmp_path: Path):
+    """Its DAGs, its operators and the webhook's receiver all find them by the one variable."""
+    chosen = dataclasses.replace(settings, policies=tmp_path)
+    assert variables.airflow(chosen, Keys())["PENSTOCK_POLICIES"] == str(tmp_path)
+
+
+def test_a_missing_folder_of_policies_is_named(settings: Settings, tmp_path: Path):
+    """Without policies no version would ever be delivered, and nobody would know why."""
+    with pytest.raises(NotUp, match=r"there is no folder of policies at .*nowhere: make it, or set PENSTOCK_POLICIES"):
+        check_policies(dataclasses.replace(settings, policies=tmp_path / "nowhere"))
 
 
 def test_the_supervisors_file_holds_no_secret(settings: Settings):
@@ -366,7 +379,7 @@ def _as_recorded(file: PackagePath) -> bool:
 
 def test_import_rules_hold_for_environments_too():
     """A gate's environment cannot import operators or delivery, Airflow's cannot import delivery, foreign servers see nothing."""
-    assert ENVIRONMENTS["golden_set"] == ENVIRONMENTS["latency_benchmark"] == ("validation",)
+    assert ENVIRONMENTS["golden_set"] == ENVIRONMENTS["distribution"] == ENVIRONMENTS["latency_benchmark"] == ("validation",)
     assert ENVIRONMENTS["airflow"] == ("operators", "validation")
     assert {ENVIRONMENTS[name] for name in ("postgres", "mlflow", "envoy", "triton")} == {()}
 

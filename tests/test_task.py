@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +15,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow_home import ROOT
 
 from operators import task as task_module
+from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
+from operators.distribution import SUITE_BYTES, Distribution
 from operators.golden_set import GoldenSet
 from operators.promote import Promote
 from operators.restore import Restore
@@ -23,7 +28,8 @@ from operators.shadow import Shadow
 from operators.task import VerdictTrigger, job_name
 from operators.traffic_shift import TrafficShift
 from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
-from validation.policy import read_policy
+from validation.policy import Distribution as SectionOfDistribution
+from validation.policy import Policy, parse, read_policy, section
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
 CLAIM = {
@@ -198,6 +204,41 @@ def test_the_spec_carries_bundle_stable_and_limits_but_no_credentials(use, tmp_p
     assert "PENSTOCK_DIRECTOR_TOKEN" not in job.environ
 
 
+def with_suite(name: str) -> Policy:
+    return replace(POLICY, distribution=replace(POLICY.distribution, expectations=name))
+
+
+def test_a_suite_beside_the_policy_travels_in_the_spec(use, tmp_path: Path) -> None:
+    """Gates do not see the policies' folder: the user's expectations are content of the limits; without a suite there is none."""
+    suite = {"expectations": [{"type": "expect_column_to_exist", "kwargs": {"column": "label"}}]}
+    (tmp_path / "digits.json").write_text(json.dumps(suite))
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    Distribution(policy=with_suite("digits.json"), folder=tmp_path).execute(context())
+    (job,) = runtime.jobs.values()
+    travelled = dict(Spec.from_json(job.spec_json).limits)
+    assert travelled.pop("suite") == suite
+    assert parse(SectionOfDistribution, travelled, "distribution") == with_suite("digits.json").distribution
+    assert Distribution(policy=POLICY, folder=tmp_path).limits({}) == section(POLICY.distribution)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "digits.json beside the policy cannot be read as JSON: .*No such file"),
+        (b"{", "cannot be read as JSON"),
+        (b'{"expectations": [NaN]}', "NaN is no JSON number"),
+        (b" " * (SUITE_BYTES + 1), "has 65537 bytes; a suite may have 65536: use fewer expectations"),
+    ],
+)
+def test_a_suite_that_cannot_travel_ends_the_task(use, tmp_path: Path, content: bytes | None, why: str) -> None:
+    """An absent, unreadable or oversized suite is no retry and no silent pass."""
+    use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    if content is not None:
+        (tmp_path / "digits.json").write_bytes(content)
+    with pytest.raises(AirflowFailException, match=why):
+        Distribution(policy=with_suite("digits.json"), folder=tmp_path).execute(context())
+
+
 def test_only_tasks_that_act_on_traffic_get_the_directors_token(use, tmp_path: Path) -> None:
     """The director's token reaches rollout tasks, and only as environment."""
     runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
@@ -282,6 +323,29 @@ def test_restore_ignores_verdicts_of_an_earlier_attempt(use, tmp_path: Path) -> 
     (job,) = runtime.jobs.values()
     assert Spec.from_json(job.spec_json).inputs["promoted"] is False
     assert len(runtime.removed) == 4, "its own job, and one for each task of the delivery"
+
+
+def test_a_delivery_whose_policy_broke_ends_with_that_reason(use, tmp_path: Path) -> None:
+    """The stand-in's teardown takes back what had begun, and says that the policy was the reason."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    with DAG(dag_id="deliver_digits", schedule=None):
+        claim = BrokenPolicy(why="unknown key onwer")
+        restore = Restore(model="digits", broken="unknown key onwer").as_teardown()
+        _ = claim >> restore
+    with pytest.raises(AirflowException, match="unknown key onwer; nothing was touched: mend the policy"):
+        claim.execute(context())
+    restore.execute(context(FakeTaskInstance(states={"claim": "success"}, claim=CLAIM)))
+    spec = Spec.from_json(next(iter(runtime.jobs.values())).spec_json)
+    assert spec.model == "digits"
+    assert spec.inputs["verdicts"][-1] == {"task": "policy", "outcome": "error", "why": "unknown key onwer"}
+
+
+def test_people_are_told_of_a_broken_policy_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery that waits tries again every few seconds; only the first failure makes a message."""
+    for attempt in (1, 2, 3):
+        ti = SimpleNamespace(dag_id="deliver_digits", run_id="r", task_id="claim", try_number=attempt)
+        tell_once({"ti": ti, "exception": "unknown key onwer"})
+    assert [each.message for each in caplog.records] == ["deliver_digits r: claim failed: unknown key onwer"]
 
 
 def test_job_names_are_stable_and_fit_a_container() -> None:

@@ -30,11 +30,11 @@ from typing import Any, NoReturn
 
 from validation.__main__ import MODULES
 from validation.contract import EXIT_BAD_SPEC, SOURCE_ABSENT, BadSpec, Finding, Outcome, Spec, Stable, Verdict, run_task
-from validation.policy import BadPolicy, GoldenSet, is_model_name, parse, section
+from validation.policy import BadPolicy, Distribution, GoldenSet, is_model_name, parse, section
 
 EXIT_CODES = {Outcome.PASSED: 0, Outcome.FAILED: 1, Outcome.INCONCLUSIVE: 2}
 EXIT_BROKEN = 70  # EX_SOFTWARE in BSD's sysexits.h
-SECTIONS: Mapping[str, type[Any]] = {"golden_set": GoldenSet}
+SECTIONS: Mapping[str, type[Any]] = {"golden_set": GoldenSet, "distribution": Distribution}
 """The gates that loose files can be sent through, each with its section of the policy."""
 
 WIDTH = 120
@@ -121,10 +121,21 @@ def _spec(options: argparse.Namespace, folder: Path) -> Spec:
         evidence_uri=(folder / "published").as_uri(),
         bundle=make_bundle(files, name, folder / "candidate"),
         stable=stable,
-        limits=section(limits),
+        limits=section(limits) | _suite(limits, options.policy),
         inputs={SOURCE_ABSENT: True},
         seed=options.seed,
     )
+
+
+def _suite(limits: Any, policy: Path) -> dict[str, Any]:
+    """The user's suite of expectations, which lies beside the policy, as an operator would send it."""
+    name = getattr(limits, "expectations", None)
+    if name is None:
+        return {}
+    try:
+        return {"suite": json.loads((policy.parent / name).read_bytes())}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadPolicy(f"{name} beside the policy cannot be read as JSON: {error}") from error
 
 
 def _files(options: argparse.Namespace, limits: Any) -> Any:

@@ -27,6 +27,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 UNBOUNDED = ("log_loss", "rmse", "mae", "mape")  # margins of these are shares of the value: a unit must not change a verdict
 NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
 BY_HAND = "none"
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
@@ -163,6 +164,54 @@ class GoldenSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Range:
+    """What one column of inputs or outputs may be, ends included: `probabilities` stands for all of its numbers, `pixels[3]` for one."""
+
+    column: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _need(bool(self.column), "distribution.ranges.column must name a column")
+        _need(self.low < self.high, f"distribution.ranges: low {self.low} must lie below high {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distribution:
+    """What the answers on the golden rows may look like, and how far they may be from stable's.
+
+    `majority_share` and `entropy_bits` are about each output's answers, which of a vector is the place of its greatest number. `sigmas`,
+    `psi`, `ks`, `missing`, `unseen` and `error` are `validation.drift.Limits`. Outputs named in `constant` may be the same in every row.
+    `expectations` is a file beside the policy with a suite of Great Expectations, run on the golden set after the generated one.
+    """
+
+    majority_share: float
+    entropy_bits: float
+    sigmas: float
+    psi: float
+    ks: float = 0.25
+    missing: float = 0.05
+    unseen: float = 0.01
+    error: float = 0.05
+    ranges: tuple[Range, ...] = ()
+    constant: tuple[str, ...] = ()
+    expectations: str | None = None
+
+    def __post_init__(self) -> None:
+        _within(self.majority_share, 0, 1, "distribution.majority_share", open_low=True, open_high=True)
+        _within(self.entropy_bits, 0, 64, "distribution.entropy_bits", open_low=True)
+        for name in ("sigmas", "psi"):
+            _within(getattr(self, name), 0, math.inf, f"distribution.{name}", open_low=True)
+        _within(self.ks, 0, 1, "distribution.ks", open_low=True, open_high=True)
+        for name in ("missing", "unseen"):
+            _within(getattr(self, name), 0, 1, f"distribution.{name}", open_high=True)
+        _within(self.error, 0, 0.5, "distribution.error", open_low=True, open_high=True)
+        _unique([each.column for each in self.ranges], "distribution.ranges.column")
+        plain = self.expectations is None or FILE_NAME.fullmatch(self.expectations)
+        _need(bool(plain), f"distribution.expectations {self.expectations!r}: expected the plain name of a .json file beside the policy")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencyBenchmark:
     rate_per_s: float
     min_queries: int
@@ -261,6 +310,7 @@ class Policy:
     owner: str
     trigger: Trigger
     golden_set: GoldenSet
+    distribution: Distribution
     latency_benchmark: LatencyBenchmark
     shadow: Shadow
     rollout: Rollout

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from material import Material
+from conformance.material import Material
 
 Spoil = Callable[[Material], None]
 CASES: dict[str, Case] = {}

@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from cases import case
+from conformance.cases import case
+from conformance.material import Material, Member, graph_model
 from made_bundles import MODEL
-from material import Material, Member, graph_model
 from onnx import TensorProto, helper
 
 BUNDLE, MANIFEST, SPEC, POLICY = "The bundle's bytes", "The bundle's manifest and tables", "The spec", "The policy's section"

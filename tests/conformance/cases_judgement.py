@@ -6,10 +6,10 @@ import time
 from typing import Any
 
 import numpy as np
-from cases import case
-from cases_files import with_manifest
+from conformance.cases import case
+from conformance.cases_files import with_manifest
+from conformance.material import Material, binary, healthy, regression
 from made_bundles import CLASSES, answers, classifier, weights
-from material import Material, binary, healthy, regression
 
 METRICS, SLICES, GOLDEN = "Metrics", "Slices", "The golden set itself"
 PLAIN = "Nothing wrong"

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from cases import case
+from conformance.cases import case
+from conformance.material import Material, graph_model
 from made_bundles import CLASSES, SIZE, answers, classifier, weights
-from material import Material, graph_model
 from onnx import TensorProto, helper, numpy_helper
 
 LOADS, PARITY, COMPANY = "Models that do not load or answer", "Answers that are not the source model's", "Answers that depend on company"

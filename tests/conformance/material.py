@@ -23,11 +23,13 @@ from onnx import numpy_helper
 from validation import __main__ as gates
 from validation.bundle import write_bundle
 from validation.contract import EXIT_BAD_SPEC, Bundle, Spec, Stable, Verdict, run_task, sha256
+from validation.drift import sketch_batches
 from validation.probes import probe_rows
 
 ROWS = 1000
 ACCURACY = {"name": "accuracy", "at_least": 0.85, "within_training": 0.005, "not_worse_than_stable": 0.02}
 GOLDEN_SET = {"min_rows": 600, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 1, "metrics": [ACCURACY]}
+DISTRIBUTION = {"majority_share": 0.8, "entropy_bits": 1.0, "sigmas": 2.0, "psi": 0.25}
 BAD_SPEC = "exit 64"
 Member = tuple[tarfile.TarInfo, bytes]
 
@@ -90,15 +92,23 @@ class Material:
 def healthy(gate: str = "golden_set", rows: int = ROWS, seed: int = 1) -> Material:
     """Passes its gate in every finding."""
     made = golden_rows(rows, seed=seed)
-    limits = {"golden_set": GOLDEN_SET}[gate]
+    limits = {"golden_set": GOLDEN_SET, "distribution": DISTRIBUTION}[gate]
+    reference = answers(made.inputs, weights())
     return Material(
         gate=gate,
         limits=json.loads(json.dumps(limits)),
         inputs={"X": made.inputs},
         labels=made.labels,
-        reference=answers(made.inputs, weights()),
+        reference=reference,
         model=classifier(weights()),
+        manifest={"baselines": baselines({"X": made.inputs}, reference)},
     )
+
+
+def baselines(inputs: dict[str, np.ndarray], outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The sketches that `export` keeps of the golden inputs and of the source model's answers."""
+    sides = {"inputs": inputs, "outputs": outputs}
+    return {side: {name: each.to_json() for name, each in sketch_batches([arrays]).items()} for side, arrays in sides.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import cases_files  # noqa: F401 - fills the table
-import cases_judgement  # noqa: F401
-import cases_model  # noqa: F401
+import conformance.cases_distribution
+import conformance.cases_files
+import conformance.cases_judgement
+import conformance.cases_model  # noqa: F401
 import pytest
-from cases import CASES, Case, rows
-from material import healthy, run
+from conformance.cases import CASES, Case, rows
+from conformance.material import healthy, run
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 LEAST = 120

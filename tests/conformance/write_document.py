@@ -16,11 +16,12 @@ verdict, tried again. Otherwise the verdict's outcome, and the finding that has 
 
 
 def main() -> None:
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
-    import cases_files  # noqa: F401
-    import cases_judgement  # noqa: F401
-    import cases_model  # noqa: F401
-    from cases import CASES, rows
+    sys.path.insert(0, str(HERE.parent))
+    import conformance.cases_distribution
+    import conformance.cases_files
+    import conformance.cases_judgement
+    import conformance.cases_model  # noqa: F401
+    from conformance.cases import CASES, rows
 
     (HERE.parents[1] / "docs" / "conformance.md").write_text(OPENING + "\n".join(rows(CASES)) + "\n")
 

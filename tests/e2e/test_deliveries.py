@@ -21,7 +21,7 @@ def test_the_first_version_is_stable(world: World) -> None:
     assert version.tags["penstock.semantic_version"] == "1.0.0"
     assert 0.85 < float(version.tags["penstock.baseline.accuracy"]) <= 1
     assert 0 < float(version.tags["penstock.baseline.p50_ms"]) <= float(version.tags["penstock.baseline.p99_ms"])
-    assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "latency_benchmark")} == {"passed"}
+    assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "distribution", "latency_benchmark")} == {"passed"}
 
 
 def test_a_version_without_a_run_is_refused_by_name(world: World) -> None:

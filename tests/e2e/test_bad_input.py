@@ -1,0 +1,202 @@
+"""Bad input on the whole system: a clear error that names the thing, no traffic moved, no event lost."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import registry_webhook
+
+from bench.world import DELIVER, MODEL, World
+from stack.keys import read_keys
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+NOWHERE = "s3://nowhere/model"
+
+
+@pytest.fixture(autouse=True)
+def _traffic_stays(world: World) -> Iterator[None]:
+    """Whatever nonsense comes in: stable keeps all traffic."""
+    before = world.share()
+    yield
+    after = world.share()
+    assert (after.stable, after.candidate, after.permille) == (before.stable, 0, 0)
+
+
+# The webhook
+
+
+def signed(world: World, body: bytes, *, secret: str = "", age_s: int = 0) -> httpx.Response:
+    """Posts a body to the real receiver, signed as MLflow would."""
+    secret = secret or read_keys(world.state).mlflow_webhook_secret
+    at = str(int(time.time()) - age_s)
+    headers = {"X-MLflow-Delivery-Id": hashlib.sha256(body).hexdigest(), "X-MLflow-Timestamp": at}
+    headers["X-MLflow-Signature"] = registry_webhook.signature(secret, headers["X-MLflow-Delivery-Id"], at, body)
+    return httpx.post(f"{world.stage.settings.airflow_url}/mlflow-webhook/", content=body, headers=headers, timeout=30, trust_env=False)
+
+
+def event(version: int) -> bytes:
+    """What MLflow sends when a marked version is created."""
+    data = {"name": MODEL, "version": str(version), "tags": {"candidate": "true"}}
+    return json.dumps({"entity": "model_version", "action": "created", "data": data}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "how", "status"),
+    [
+        (event(9000), {"secret": "somebody else's"}, 401),
+        (event(9001), {"age_s": 3600}, 401),
+        (event(9002) + b" " * 10_000_000, {}, 413),
+        (b"no JSON at all", {}, 400),
+        (b'["no object"]', {}, 400),
+    ],
+    ids=["wrong signature", "old timestamp", "10 MB", "no JSON", "no object"],
+)
+def test_the_receiver_refuses_what_is_no_event(world: World, body: bytes, how: dict[str, object], status: int) -> None:
+    """The status says that it is refused and nothing else; no run is made of it."""
+    runs = world.airflow.runs(DELIVER)
+    answer = signed(world, body, **how)
+    assert answer.status_code == status
+    assert len(answer.content) < 100
+    assert world.airflow.runs(DELIVER) == runs
+
+
+# The golden set
+
+
+def golden_set_at(world: World, content: bytes | None) -> None:
+    """Points the registered model at a golden set with this content, at nothing for None."""
+    run = world.mlflow("POST", "runs/create", json={"experiment_id": "0"})["run"]["info"]
+    place = f"{run['artifact_uri']}/golden.parquet"
+    if content is not None:
+        path = place.removeprefix("mlflow-artifacts:/")
+        url = f"{world.stage.settings.mlflow_url}/api/2.0/mlflow-artifacts/artifacts/{path}"
+        httpx.put(url, content=content, timeout=10, trust_env=False).raise_for_status()
+    _tag(world, {"penstock.golden_set.uri": place, "penstock.golden_set.sha256": hashlib.sha256(content or b"").hexdigest()})
+
+
+@contextlib.contextmanager
+def _golden_set_restored(world: World) -> Iterator[None]:
+    row = world.mlflow("GET", "registered-models/get", params={"name": MODEL})["registered_model"]
+    before = {each["key"]: each["value"] for each in row["tags"] if each["key"].startswith("penstock.golden_set")}
+    try:
+        yield
+    finally:
+        _tag(world, before)
+
+
+def _tag(world: World, tags: dict[str, str]) -> None:
+    for key, value in tags.items():
+        world.mlflow("POST", "registered-models/set-tag", json={"name": MODEL, "key": key, "value": value})
+
+
+def empty_golden_set() -> bytes:
+    stream = io.BytesIO()
+    pixels = pa.array([], pa.list_(pa.float32(), 64))
+    pq.write_table(pa.table({"pixels": pixels, "label": pa.array([], pa.int64())}), stream)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("content", "why"), [(None, "there is nothing at"), (empty_golden_set(), "has no rows")], ids=["missing", "empty"])
+def test_a_golden_set_that_shows_nothing_refuses_the_version(world: World, content: bytes | None, why: str) -> None:
+    """Without golden rows nothing is delivered; the refusal says where nothing is and how to name a set."""
+    with _golden_set_restored(world):
+        golden_set_at(world, content)
+        number = world.register_again(1)
+        run = world.airflow.trigger(DELIVER, version=number)
+        assert world.ended(number, run) == "refused"
+    assert "golden set cannot be used" in world.why(number)
+    assert why in world.why(number)
+
+
+# Policies
+
+
+def test_a_broken_policy_holds_its_own_deliveries_until_it_is_mended(world: World) -> None:
+    """An unknown key names itself in the waiting task; a run asked for meanwhile, and a version whose event came meanwhile, go on after."""
+    good = world.policy()
+    by_hand = world.register_again(1)
+    with _policy_restored(world, good):
+        world.write_policy(MODEL, good.replace("min_rows =", "mni_rows ="))
+        world.until(lambda: "mni_rows" in world.airflow.description(DELIVER) or None, "the DAG to say what is wrong", 60)
+        run = world.airflow.trigger(DELIVER, version=by_hand, dry_run=True)
+        by_event = world.register(NOWHERE)
+        told = "unknown key golden_set.mni_rows; allowed here: min_rows"
+        world.until(lambda: told in world.airflow.log(DELIVER, run, "claim", 1) or None, "the reason in the log", 60)
+    assert world.ended(by_hand, run) == "dry_run", world.why(by_hand)
+    assert world.outcome(by_event) == "refused"
+
+
+def test_a_policy_that_breaks_in_mid_delivery_ends_it(world: World) -> None:
+    """What was under way is ended with the policy's error as the reason, and the version can be delivered again."""
+    good = world.policy()
+    number = world.register_again(1)
+    with _policy_restored(world, good):
+        run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
+        world.until(lambda: "latency_benchmark" in _running(world, run) or None, "the benchmark to run", 120)
+        world.write_policy(MODEL, good.replace("owner =", "onwer ="))
+        assert world.ended(number, run) == "error"
+    assert "unknown key onwer" in world.why(number)
+
+
+def test_a_model_without_a_policy_is_ignored_until_it_gets_one(world: World) -> None:
+    """Nobody's model starts nothing and breaks nothing; once a policy names it, the version that waited is delivered."""
+    model = "orphan"
+    world.mlflow("POST", "registered-models/create", json={"name": model})
+    number = world.register(NOWHERE, model)
+    assert not world.airflow.knows(f"deliver_{model}")
+    world.write_policy(model, world.policy().replace('model = "digits"', f'model = "{model}"'))
+    version = world.until(lambda: found if (found := world.version(number, model)) and found.outcome else None, "an outcome", 180)
+    assert version.outcome == "refused"
+
+
+@contextlib.contextmanager
+def _policy_restored(world: World, text: str) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        world.write_policy(MODEL, text)
+
+
+def _running(world: World, run: str) -> set[str]:
+    return {each.task for each in world.airflow.tasks(DELIVER, run) if each.state == "running"}
+
+
+# Tasks
+
+ONLY_CLAIM = 'case "$TASK_SPEC" in *\'"task":"claim"\'*) ;; *) exec "$REAL" "$@" ;; esac\n'
+FOREIGN = """import os, json
+from pathlib import Path
+from dataclasses import replace
+from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
+spec = Spec.from_json(os.environ["TASK_SPEC"])
+good = Decision(findings=(Finding(name="claimed", outcome=Outcome.PASSED, why="of another version"),))
+write_verdict(good, spec=replace(spec, version=spec.version + 1), evidence_digest="0" * 64, out=Path(os.environ["TASK_OUT"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        ("exit 0", "claim ended with exit code 0 and no verdict; it is tried again"),
+        (f"exec $REAL - <<'END'\n{FOREIGN}END", "it is tried again"),
+        ("head -c 5000 /dev/zero | tr '\\0' x >$TASK_OUT/verdict.json", "4096"),
+    ],
+    ids=["none", "of another spec", "5,000 bytes"],
+)
+def test_a_task_without_a_valid_verdict_is_an_error_and_tried_again(world: World, script: str, why: str) -> None:
+    """No verdict is neither a pass nor a refusal: the task says what it got, is tried again, and the version gets its answer."""
+    with world.environment_runs("rollout", ONLY_CLAIM + script):
+        number = world.register(NOWHERE)
+        run = f"deliver__{MODEL}__v{number}"
+        world.until(lambda: why in world.airflow.log(DELIVER, run, "claim", 1) or None, f"{why!r} in the log", 60)
+    assert world.outcome(number) == "refused"
+    assert "names no source run" in world.why(number)

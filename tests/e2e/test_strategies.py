@@ -1,0 +1,74 @@
+"""What a person or a policy chooses: blue-green, a mirror alone, and what becomes of a version that another one meets."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+from bench.world import DELIVER, MODEL, World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def states(world: World, run: str) -> dict[str, str]:
+    return {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
+
+
+def test_blue_green_shifts_at_once_and_a_newer_version_waits(world: World) -> None:
+    """All traffic at one go, watched, then promoted; a version that comes meanwhile waits in the queue and has its own answer after."""
+    number = world.register_again(world.share().stable)
+    run = world.airflow.trigger(DELIVER, version=number, strategy="blue_green")
+    world.until_share(1000)
+    newer = world.register("s3://nowhere/model")
+    world.until(lambda: world.run_state(newer) == "queued" or None, "the newer version's run", 60)
+    assert world.ended(number, run) == "promoted", world.why(number)
+    assert world.outcome(newer) == "refused"
+    assert {name for name, state in states(world, run).items() if state == "skipped"} == {
+        "shadow",
+        *(f"{noun}_{share}" for noun in ("traffic_shift", "rollback_sensor") for share in (10, 100, 500)),
+    }
+    ended, began = world.airflow.started_and_ended(DELIVER, run)[1], world.airflow.started_and_ended(DELIVER, world.run_of(newer))[0]
+    assert None not in (ended, began)
+    assert ended <= began
+    assert (world.registry.alias(MODEL, "production"), world.share().stable) == (number, number)
+
+
+def test_a_shadow_mirrors_and_promotes_nothing(world: World) -> None:
+    """The strategy `shadow` ends after the mirror: nobody's answer came from the candidate, and production stays."""
+    stable = world.share().stable
+    number = world.register_again(stable)
+    run = world.airflow.trigger(DELIVER, version=number, strategy="shadow")
+    world.until(lambda: world.share().shadow_permille == 1000 or None, "the mirror", 300)
+    assert world.ended(number, run) == "dry_run", world.why(number)
+    told = states(world, run)
+    assert (told["shadow"], told["traffic_shift_10"], told["promote"]) == ("success", "skipped", "skipped")
+    share = world.share()
+    assert (share.stable, share.candidate, share.shadow_permille) == (stable, 0, 0)
+    assert world.registry.alias(MODEL, "production") == stable
+
+
+def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) -> None:
+    """Under `supersedes` a version in mid-canary is taken back when a newer one wants its turn, and both end with a reason."""
+    stable = world.share().stable
+    with _newer(world, "supersedes"):
+        number = world.register_again(stable)
+        run = world.airflow.trigger(DELIVER, version=number)
+        world.until_share(10)
+        newer = world.register("s3://nowhere/model")
+        assert world.ended(number, run) == "superseded"
+        assert f"v{newer} arrived" in world.why(number)
+        assert world.outcome(newer) == "refused"
+    share = world.share()
+    assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
+
+
+@contextlib.contextmanager
+def _newer(world: World, word: str) -> Iterator[None]:
+    before = world.policy()
+    try:
+        world.write_policy(MODEL, before.replace('newer = "waits"', f'newer = "{word}"'))
+        yield
+    finally:
+        world.write_policy(MODEL, before)

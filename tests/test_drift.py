@@ -1,0 +1,376 @@
+"""Drift: sketches that are small and exact, and claims that are never passed without evidence."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from validation.contract import Outcome, worst
+from validation.drift import (
+    COMPONENTS,
+    POINTS,
+    BadSketch,
+    Limits,
+    Sketch,
+    components,
+    drift,
+    read_sketches,
+    sketch,
+    sketch_batches,
+)
+
+ROWS = 1000
+NUMBERS = st.floats(-1e6, 1e6, width=32)
+
+
+def normal(rows=ROWS, seed=0, mean=0.0, std=1.0):
+    return np.random.default_rng(seed).normal(mean, std, rows)
+
+
+def compared(reference, current, limits=None, **more):
+    """Findings by claim for one column `x`, sketched as they must be."""
+    before = sketch(np.asarray(reference))
+    findings = drift({"x": before}, {"x": sketch(np.asarray(current), before)}, limits or Limits(), **more)
+    return {each.name.removeprefix("x_"): each for each in findings}
+
+
+def outcomes(findings):
+    return {name: each.outcome for name, each in findings.items()}
+
+
+def overall(findings):
+    return worst(each.outcome for each in findings.values())
+
+
+# Sketches
+
+
+def test_counts_moments_and_range_are_exact():
+    """A sketch says of a column what numpy says of it, whatever the batches."""
+    values = normal(3 * POINTS + 17)
+    made = sketch_batches({"x": part} for part in np.array_split(values, 7))["x"]
+    assert (made.rows, made.missing, made.infinite, made.finite) == (len(values), 0, 0, len(values))
+    assert (made.low, made.high) == (values.min(), values.max())
+    assert (made.mean, made.std) == (pytest.approx(values.mean()), pytest.approx(values.std()))
+    assert made.kurtosis == pytest.approx(np.mean((values - values.mean()) ** 4) / values.std() ** 4)
+    assert sum(made.counts) == len(values)
+
+
+def test_edges_are_percentiles_of_a_long_stream():
+    """Beyond what is kept whole, edges stay within a thousandth of the rank they stand for, also when the stream is in order."""
+    values = np.sort(normal(1_000_000))
+    made = sketch_batches({"x": part} for part in np.array_split(values, 40))["x"]
+    true = np.searchsorted(values, made.edges, side="right")
+    assert np.abs(true - np.cumsum(made.counts)[:-1]).max() < 0.001 * len(values)
+    assert 90 <= len(made.edges) <= 110
+
+
+def test_memory_does_not_grow_with_the_stream():
+    """A sketch's JSON is as small after a million rows as after a thousand."""
+    sizes = [len(json.dumps(sketch(normal(rows)).to_json())) for rows in (1000, 1_000_000)]
+    assert max(sizes) < 4096
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=300), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_show(rows, random):
+    """A shuffled column has the same sketch, to the last bit."""
+    shuffled = random.sample(rows, len(rows))
+    assert sketch(np.array(rows)) == sketch(np.array(shuffled))
+
+
+@given(st.lists(NUMBERS, min_size=2, max_size=200), st.integers(1, 6))
+def test_batches_do_not_show_in_what_is_counted(rows, pieces):
+    """Whether the rows come at once or in parts, edges and counts are the same."""
+    parts = np.array_split(np.array(rows), pieces)
+    whole, pieced = sketch(np.array(rows)), sketch_batches({"x": part} for part in parts)["x"]
+    assert (whole.edges, whole.counts, whole.low, whole.high) == (pieced.edges, pieced.counts, pieced.low, pieced.high)
+
+
+@given(
+    st.one_of(
+        st.lists(st.one_of(NUMBERS, st.sampled_from([math.nan, math.inf, -math.inf])), max_size=200).map(np.array),
+        st.lists(st.integers(-(2**40), 2**40), max_size=200).map(lambda rows: np.array(rows, dtype=np.int64)),
+        st.lists(st.one_of(st.text(max_size=3), st.none()), max_size=200).map(lambda rows: np.array(rows, dtype=object)),
+    )
+)
+def test_a_sketch_survives_json(values):
+    """What is stored is what is read back, for numbers, whole numbers and words, with missing and infinite values."""
+    made = sketch(values)
+    assert Sketch.from_json(json.loads(json.dumps(made.to_json(), allow_nan=False))) == made
+
+
+def test_missing_and_infinite_values_are_counted_apart():
+    """NaN, plus and minus infinity have counts of their own and touch no moment."""
+    made = sketch(np.array([1.0, 3.0, np.nan, np.inf, np.inf, -np.inf]))
+    assert (made.rows, made.missing, made.plus_infinite, made.minus_infinite) == (6, 1, 2, 1)
+    assert (made.mean, made.std, made.low, made.high) == (2.0, 1.0, 1.0, 3.0)
+
+
+def test_a_value_that_many_rows_share_has_a_bin_of_its_own():
+    """Sixty of a hundred zeros that move a little are seen, in either direction."""
+    values = np.concatenate((np.zeros(600), normal(400)))
+    for step in (1e-9, -1e-9):
+        moved = np.where(values == 0, step, values)
+        assert outcomes(compared(values, moved))["ks"] is Outcome.FAILED
+
+
+def test_words_keep_the_most_frequent_and_count_the_others():
+    """Free text does not make a sketch grow: rare values are counted together, long ones shortened."""
+    words = np.array(["often"] * 500 + [f"once {i}" for i in range(500)] + ["x" * 10_000], dtype=object)
+    made = sketch(words)
+    assert (made.kind, made.categories["often"], len(made.categories), made.others) == ("category", 500, 100, 402)
+    assert max(map(len, made.categories)) <= 80
+
+
+@pytest.mark.parametrize("rows", [np.arange(50_000).astype(str), [f"{i % 30_000}" for i in range(90_000)]])
+def test_a_stream_of_ever_new_words_is_bounded(rows):
+    """Beyond what is tracked, words are counted together, and none is lost."""
+    made = sketch_batches({"x": part} for part in np.array_split(np.array(rows, dtype=object), 9))["x"]
+    assert made.others + sum(made.categories.values()) == len(rows)
+
+
+def test_whole_numbers_with_few_values_are_categories():
+    """Codes are no quantities; a float that holds them, because a row is missing, is compared with them all the same."""
+    codes = np.random.default_rng(0).integers(0, 5, ROWS)
+    made = sketch(codes)
+    assert (made.kind, list(made.categories)) == ("category", sorted("01234", key=lambda each: -int((codes == int(each)).sum())))
+    assert overall(compared(codes, codes.astype(float))) is Outcome.PASSED
+    assert sketch(np.arange(21)).kind == "number"
+
+
+def test_tensors_become_columns():
+    """A number a row keeps its name, a vector has one column a number, a picture three."""
+    arrays = {"a": np.zeros(2), "b": np.zeros((2, 1)), "c": np.zeros((2, 2, 2)), "d": np.zeros((2, COMPONENTS + 1))}
+    assert [name for name, _ in components(arrays)] == ["a", "b", "c[0]", "c[1]", "c[2]", "c[3]", "d:mean", "d:low", "d:high"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": -1}, "counts must be whole numbers"),
+        ({"rows": 5}, "do not add up"),
+        ({"counts": [1.5]}, "counts must be whole numbers"),
+        ({"mean": math.nan}, "must be finite"),
+        ({"std": -1.0}, "std must not be negative"),
+        ({"std": 0.0}, "std must be 0 just where"),
+        ({"edges": [2.0, 1.0]}, "edges must grow"),
+        ({"counts": []}, "one more than edges"),
+        ({"kind": "anything"}, "kind 'anything' is not known"),
+        ({"mean": "1"}, "wrong kind"),
+        ({"more": 1}, "has the keys"),
+    ],
+)
+def test_a_stored_sketch_that_cannot_be_one_is_refused(change, words):
+    """Every number in a stored sketch is checked; the message names the column and the key."""
+    row = sketch(normal(10)).to_json()
+    with pytest.raises(BadSketch, match=f"^x: .*{words}"):
+        read_sketches({"x": row | change})
+
+
+def test_stored_sketches_are_an_object():
+    """Anything else in their place is refused."""
+    with pytest.raises(BadSketch, match="an object by column, not list"):
+        read_sketches([])
+
+
+# Drift
+
+
+def test_equal_distributions_pass_every_claim():
+    """Two samples of one distribution pass, and each claim says what was seen."""
+    findings = compared(normal(seed=1), normal(seed=2))
+    assert outcomes(findings) == dict.fromkeys(("missing", "infinite", "shift", "ks", "psi"), Outcome.PASSED)
+    assert findings["shift"].why.endswith("2 is excluded")
+
+
+@pytest.mark.parametrize(
+    ("current", "failed"),
+    [
+        (normal(mean=3.0), {"shift", "ks", "psi"}),
+        (normal(mean=1.0), {"ks", "psi"}),
+        (normal(std=9.0), {"ks", "psi"}),
+        (normal() * 0 + 0.1, {"ks", "psi"}),
+        (np.where(np.arange(ROWS) < 900, np.nan, normal()), {"missing"}),
+        (np.where(np.arange(ROWS) == 7, np.nan, normal()), {"missing"}),
+        (np.where(np.arange(ROWS) == 7, np.inf, normal()), {"infinite"}),
+        (np.where(np.arange(ROWS) == 7, -np.inf, normal()), {"infinite"}),
+    ],
+)
+def test_each_drift_is_found_by_name(current, failed):
+    """Moved, spread, collapsed, missing, infinite: the finding that is about it fails."""
+    found = {name for name, outcome in outcomes(compared(normal(seed=5), current)).items() if outcome is Outcome.FAILED}
+    assert found == failed
+
+
+def test_categories_are_compared_by_their_shares():
+    """Another mixture fails by the stability index, a value that the reference never had by its share."""
+    before = np.array(["a", "b", "c", "d"] * 250, dtype=object)
+    mixed = np.array(["a"] * 700 + ["b", "c", "d"] * 100, dtype=object)
+    new = np.array([*before[:900], *["e"] * 100], dtype=object)
+    assert outcomes(compared(before, before)) == dict.fromkeys(("missing", "infinite", "unseen", "psi"), Outcome.PASSED)
+    assert outcomes(compared(before, mixed))["psi"] is Outcome.FAILED
+    unseen = compared(before, new)["unseen"]
+    assert (unseen.outcome, unseen.observed, "of the reference's: e;" in unseen.why) == (Outcome.FAILED, 0.1, True)
+
+
+def test_no_unseen_value_is_allowed_when_the_limit_is_none():
+    """A limit of 0 is counted: one new value fails."""
+    before = np.array(["a", "b"] * 500, dtype=object)
+    findings = compared(before, np.array([*before, "c"], dtype=object), Limits(unseen=0))
+    assert findings["unseen"].outcome is Outcome.FAILED
+
+
+def test_missing_values_may_come_as_often_as_before():
+    """A column that always lacked a fifth of its values passes with a fifth, and fails with half or with none."""
+    values, number = normal(seed=3), np.arange(ROWS)
+    before = np.where(number % 5 == 0, np.nan, values)
+    assert overall(compared(before, before)) is Outcome.PASSED
+    assert outcomes(compared(before, np.where(number % 2 == 0, np.nan, values)))["missing"] is Outcome.FAILED
+    assert outcomes(compared(before, values))["missing"] is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("reference", "current"),
+    [
+        (normal(), np.empty(0)),
+        (np.empty(0), normal()),
+        (normal(), np.full(ROWS, np.nan)),
+        (np.full(ROWS, np.nan), np.full(ROWS, np.nan)),
+        (np.full(ROWS, np.inf), np.full(ROWS, np.inf)),
+        (normal(), normal().astype(str)),
+        (np.array(["a"] * ROWS), np.zeros(ROWS)),
+        (normal(), normal().astype(complex)),
+        (normal().astype("datetime64[s]"), normal().astype("datetime64[s]")),
+        (np.ones(ROWS), np.full(ROWS, 1.0000001)),
+        (normal(), np.ones(ROWS)),
+        (normal(5), normal(5, seed=1)),
+        (normal() * 1e300, normal() * 1e300),
+        (normal() * 1e-200, normal() * 1e-200),
+    ],
+)
+def test_what_cannot_be_compared_is_never_passed(reference, current):
+    """No rows, only NaN, only infinity, other types, a constant that moved, too few rows, too large or small: none of them passes."""
+    assert overall(compared(reference, current)) is not Outcome.PASSED
+
+
+def test_a_constant_that_stays_the_same_has_not_drifted():
+    """A column that never varied passes with the same value in every row, when there are rows enough."""
+    assert overall(compared(np.ones(ROWS), np.ones(ROWS))) is Outcome.PASSED
+    assert overall(compared(np.ones(10), np.ones(10))) is Outcome.INCONCLUSIVE
+
+
+def test_a_spread_that_is_rounding_is_none():
+    """Shares that add up to 1 have the mean that rounding gives them; another rounding is no drift."""
+    before = np.full(ROWS, 0.001, dtype=np.float32)
+    before[::2] = np.nextafter(before[::2], np.float32(1))
+    after = before[::-1] + np.float32(2e-10)
+    assert outcomes(compared(before, after))["shift"] is Outcome.PASSED
+
+
+def test_absent_references_and_columns_are_findings():
+    """No reference at all, none for a column, a column that is gone, other edges: each is said and none passes."""
+    made = sketch(normal())
+    assert [(each.name, each.outcome) for each in drift({}, {"x": made})] == [("reference_sketch", Outcome.INCONCLUSIVE)]
+    found = {each.name: each.outcome for each in drift({"x": made, "y": made}, {"x": sketch(normal(seed=1)), "z": made})}
+    assert found == {"x_sketch": Outcome.INCONCLUSIVE, "y_sketch": Outcome.FAILED, "z_sketch": Outcome.INCONCLUSIVE}
+
+
+def test_too_few_rows_say_how_many_would_do():
+    """What a small sample leaves open is inconclusive, with the number of rows that would settle it."""
+    finding = compared(normal(50, seed=1), normal(50, seed=2))["ks"]
+    assert (finding.outcome, "times as many rows like these" in finding.advice) == (Outcome.INCONCLUSIVE, True)
+
+
+def test_more_rows_do_not_help_beyond_the_limit():
+    """An estimate beyond the limit that is not sure says that more of the same would not pass."""
+    finding = compared(normal(30, seed=1), normal(30, seed=2, mean=0.75))["ks"]
+    assert (finding.outcome, finding.advice[:32]) == (Outcome.INCONCLUSIVE, "more of the same would not help:")
+
+
+def test_scores_may_be_judged_by_their_mean_only():
+    """Columns named so get no claim about their order."""
+    findings = compared(normal(), normal(std=9.0), shift_only={"x"})
+    assert outcomes(findings) == dict.fromkeys(("missing", "infinite", "shift"), Outcome.PASSED)
+
+
+def test_an_unreadable_number_passes_nothing():
+    """A NaN that reaches a comparison is above and below nothing."""
+    before = sketch(normal())
+    findings = drift({"x": before}, {"x": replace(sketch(normal(), before), mean=math.nan)})
+    assert worst(each.outcome for each in findings) is not Outcome.PASSED
+
+
+@settings(max_examples=50)
+@given(st.integers(0, ROWS - 1), st.sampled_from([math.nan, math.inf, -math.inf]), st.integers(0, 1000))
+def test_one_value_that_is_no_number_is_never_passed(row, value, seed):
+    """Wherever NaN or infinity stands, a column that had none before does not pass."""
+    current = normal(seed=seed)
+    current[row] = value
+    assert overall(compared(normal(seed=1), current)) is Outcome.FAILED
+
+
+@settings(max_examples=50)
+@given(st.integers(-20, 20), st.integers(0, 100), st.floats(0, 1.5))
+def test_units_do_not_matter(power, seed, mean):
+    """Metres or millimetres: the same findings with the same numbers."""
+    before, after, unit = normal(seed=seed), normal(seed=seed + 1, mean=mean), 10.0**power
+    plain, scaled = compared(before, after), compared(before * unit, after * unit)
+    assert outcomes(plain) == outcomes(scaled)
+    assert [each.observed for each in plain.values()] == pytest.approx([each.observed for each in scaled.values()], abs=1e-6)
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(seed, random):
+    """A shuffled sample gets the same findings."""
+    before, after = normal(seed=seed), normal(seed=seed + 1, rows=100).tolist()
+    assert compared(before, after) == compared(before, random.sample(after, len(after)))
+
+
+@settings(max_examples=50)
+@given(st.floats(0, 3), st.floats(0, 3), st.integers(0, 100))
+def test_more_drift_is_never_a_better_outcome(one, other, seed):
+    """Moved further in the same direction, a column is judged the same or worse."""
+    near, far = sorted((one, other))
+    base = np.sort(normal(seed=seed))
+    judged = [outcomes(compared(base, base + moved)) for moved in (near, far)]
+    assert all(judged[1][name] >= judged[0][name] for name in ("shift", "ks"))
+
+
+# What the error rates are worth
+
+
+def simulated(runs, *, rows, columns=1, mean=0.0, seed=11):
+    """The overall outcome of each run of `columns` columns whose mean has moved."""
+    random = np.random.default_rng(seed)
+    for _ in range(runs):
+        before = sketch_batches([{f"f{i}": random.normal(size=rows) for i in range(columns)}])
+        after = sketch_batches([{f"f{i}": random.normal(mean, 1, rows) for i in range(columns)}], before)
+        yield drift(before, after)
+
+
+def test_twenty_columns_without_drift_pass():
+    """Of runs with twenty columns and no drift, at most one in twenty says anything but passed."""
+    judged = [worst(each.outcome for each in findings) for findings in simulated(60, rows=600, columns=20)]
+    assert sum(each is not Outcome.PASSED for each in judged) <= 3
+
+
+@pytest.mark.parametrize(("claim", "mean"), [("shift", 2.0), ("psi", 0.513), ("ks", 0.6373)])
+def test_a_column_exactly_at_the_limit_is_rarely_passed_or_failed(claim, mean):
+    """Two bell curves exactly as far apart as the limit are passed in at most 5 % of draws, and failed in at most 5 %."""
+    runs = 600
+    judged = [each.outcome for found in simulated(runs, rows=600, mean=mean) for each in found if each.name == f"f0_{claim}"]
+    most = 0.05 * runs + 3 * math.sqrt(0.05 * 0.95 * runs)
+    assert (len(judged), max(judged.count(Outcome.PASSED), judged.count(Outcome.FAILED)) <= most) == (runs, True)
+
+
+def test_nine_tenths_missing_are_always_found():
+    """Whatever the column and the sample, 90 % missing values fail."""
+    random = np.random.default_rng(3)
+    for rows in (20, 100, 1000) * 20:
+        values = random.normal(size=rows)
+        assert compared(values, np.where(random.permutation(rows) < 0.9 * rows, np.nan, values))["missing"].outcome is Outcome.FAILED
