@@ -1,6 +1,6 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose: idle, events, faults, whole. Exit status 1 when a figure misses its goal.
+Names on the command line choose: offline, idle, events, faults, whole. Exit status 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import events, faults, figures, idle, whole
+from bench import events, faults, figures, idle, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
 
 ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
-SHORT = ("idle", "events")
+SHORT = ("offline", "idle", "events")
 FULL = (*SHORT, "faults", "whole")
 
 
@@ -24,6 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     names = arguments or (FULL if os.environ.get("FULL") == "1" else SHORT)
     measured: list[Figure] = []
     try:
+        measured += offline.measure() if "offline" in names else []
         measured += _on_a_stack([name for name in names if name in ON_A_STACK])
         measured += _with_traffic() if "faults" in names else []
         measured += whole.measure() if "whole" in names else []
