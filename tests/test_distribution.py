@@ -5,7 +5,7 @@ import socket
 
 import numpy as np
 import pytest
-from conformance.material import BAD_SPEC, baselines, healthy, run
+from conformance.material import BAD_SPEC, baselines, graph_model, healthy, run
 from made_bundles import CLASSES, answers, classifier, golden_rows, weights
 from onnx import TensorProto, helper, numpy_helper
 
@@ -308,3 +308,45 @@ def test_of_a_large_golden_set_evenly_spread_rows_are_judged(material, judged, t
     assert why(tmp_path, "golden_rows") == "500 of 1000 golden rows are judged"
     rows = {row["name"]: row.get("n") for row in json.loads(evidence(tmp_path, "findings.json"))}
     assert (rows["label_majority_share"], rows["from_inputs"], rows["generated"]) == (500, 1000, 500)
+
+
+COLOURS = ("amber", "blue", "coral", "denim")
+
+
+def coloured(rows=1000, unknown=0):
+    """Material with a text input: each colour has a score, unknown ones have none of their own."""
+    words = np.array(COLOURS, dtype=object)[np.random.default_rng(0).integers(0, 4, rows)]
+    words[:unknown] = "mauve"
+    scores = {name: float(place) for place, name in enumerate(COLOURS)}
+    node = helper.make_node(
+        "LabelEncoder",
+        ["colour"],
+        ["score"],
+        domain="ai.onnx.ml",
+        keys_strings=list(scores),
+        values_floats=list(scores.values()),
+        default_float=9.0,
+    )
+    ports = [helper.make_tensor_value_info(name, kind, ["N", 1]) for name, kind in (("colour", 8), ("score", 1))]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = healthy("distribution", rows=rows)
+    made.model = graph_model([node], ports[:1], ports[1:], opset_imports=opsets)
+    made.inputs, made.reference = {"colour": words}, {"score": np.array([[scores.get(word, 9.0)] for word in words], dtype=np.float32)}
+    made.set_signature("inputs", [{"name": "colour", "dtype": "BYTES", "shape": [1]}])
+    made.set_signature("outputs", [{"name": "score", "dtype": "FP32", "shape": [1]}])
+    made.manifest["baselines"] = baselines(made.inputs, made.reference)
+    return made
+
+
+def test_words_are_expected_as_the_baseline_has_them(judged):
+    """A text input passes with its own values; the generated suite knows type and set of values."""
+    assert judged(coloured()) == {}
+
+
+def test_words_that_the_baseline_never_had_are_found(judged, tmp_path):
+    """Rows with a new value fail the sketch's comparison and the suite's set of values, by name."""
+    spoilt, clean = coloured(unknown=300), coloured()
+    spoilt.manifest["baselines"] = clean.manifest["baselines"]
+    found = judged(spoilt)
+    assert (found["from_inputs"], found["generated_1"]) == (FAILED, FAILED)
+    assert "mauve" in why(tmp_path, "generated_1")
