@@ -52,6 +52,9 @@ JUDGED_ROWS, JUDGED_BYTES = 100_000, 256 << 20
 PAGE_BYTES = 4 << 20
 """Of one page of Data Docs in the evidence; a longer one is cut."""
 
+FINDINGS = 200
+"""Findings of one decision; a verdict carries fewer still."""
+
 RANK_ERROR = 0.005
 """Share of rows by which edges may be off; the sketch's own bound is far below."""
 
@@ -100,7 +103,16 @@ def run(spec: Spec, evidence: Path) -> Decision:
     with read_bundle(spec.need_bundle()) as bundle:
         findings = tuple(_findings(bundle, asked, spec, report))
     report.write(evidence)
-    return Decision(findings=findings)
+    return Decision(findings=tuple(_bounded(findings)))
+
+
+def _bounded(findings: tuple[Finding, ...]) -> Iterator[Finding]:
+    """The worst ones when a wide table gives thousands, and one for the others."""
+    ranked = sorted(findings, key=lambda each: -each.outcome) if len(findings) > FINDINGS else list(findings)
+    yield from ranked[:FINDINGS]
+    if others := ranked[FINDINGS:]:
+        why = f"{len(others)} more findings, none worse than {others[0].outcome.word}; drift.json and the pages have all"
+        yield Finding(name="others", outcome=others[0].outcome, why=why, n=len(others), advice="mend the ones above first")
 
 
 def _asked(spec: Spec) -> Asked:
@@ -286,7 +298,9 @@ def _from_stable(outputs: Arrays, inputs: Arrays, stable: Stable | None, limits:
             before = _answered(bundle.model_path, inputs)
         except ModelFault as fault:
             why = f"stable (v{stable.version}) does not answer the golden rows: {fault}"
-            yield inconclusive("from_stable", why, "a new signature needs a new model name, or a policy's own review")
+            yield inconclusive(
+                "from_stable", why, "callers of stable would not be answered either: deliver another signature under another name"
+            )
             return
     judged, scores = judged_columns(before)
     reference = sketch_batches([judged])
