@@ -278,11 +278,11 @@ def test_nobody_is_called(material, judged, tmp_path, monkeypatch):
 
 def test_many_findings_fit_into_a_verdict(material, judged, monkeypatch):
     """Every number of the inputs is outside its range and every comparison drifted: the worst are kept, the others counted together."""
-    monkeypatch.setattr(distribution, "FINDINGS", 10)
+    monkeypatch.setattr(distribution, "FINDINGS", 5)
     material.limits |= {"ranges": [{"column": "X", "low": 100.0, "high": 101.0}]}
     with_answers(material, np.zeros_like(weights()))
     found = judged(material)
-    assert (len(judged.findings), set(found.values()), judged.findings["others"]) == (11, {FAILED}, FAILED)
+    assert (len(judged.findings), set(found.values()), judged.findings["others"]) == (6, {FAILED}, FAILED)
 
 
 # Small parts
