@@ -30,13 +30,15 @@ from validation.golden_rows import GoldenRows, read_probes
 from validation.golden_walk import Seen, walk
 from validation.invariances import invariance_findings
 from validation.onnx_model import ModelFault, OnnxModel, row_count
-from validation.parity import Count, form_findings, holds, rows_outside, rows_unfinite, share
+from validation.parity import Count, form_findings, holds, rows_flipped, rows_outside, rows_unfinite, share
 from validation.policy import BadPolicy, GoldenSet, parse
 from validation.scoring import Exam, limit_name, metric_findings, numbers
 
 PROBE_ROWS = 1024
 BATCH_ANSWER_BYTES = 64 << 20
 """What the answers to one batch may take."""
+
+Arrays = Mapping[str, np.ndarray]
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -158,17 +160,33 @@ def _feature_extremes(model: OnnxModel, bundle: OpenBundle, limits: GoldenSet, *
     name, probes = "feature_extremes", read_probes(bundle)
     if probes is None and skip:
         return passed(name, "skipped: the source model is not at hand to answer probes")
-    if probes is None or not (rows := row_count(probes.inputs)):
-        why = "the bundle has no probes, so nothing is known of the edges of the features' ranges"
-        return inconclusive(name, why, "export the version again: export makes probes and has the source model answer them")
-    outputs = model.answer_in_batches(probes.inputs, PROBE_ROWS)
+    refused = bundle.manifest.golden_set.get("probes_left_out", 0)
+    if probes is None or not row_count(probes.inputs):
+        why = f"the bundle has no probes ({refused} were refused by the source model): the edges of the features' ranges are not known"
+        return inconclusive(name, why, "export the version again: export makes probes and has the source model answer them", n=0)
+    try:
+        outputs = model.answer_in_batches(probes.inputs, PROBE_ROWS)
+    except ModelFault as fault:
+        return failed(name, f"what the source model answers at the edges of the features' ranges is not answered: {fault}")
     form = form_findings(outputs, probes.reference, bundle.manifest.outputs)
     if not holds(form):
-        return failed(name, f"on probes: {max(form, key=lambda each: each.outcome).why}", n=rows)
-    bad = Count()
-    bad.add(rows_outside(outputs, probes.reference, limits) | rows_unfinite(outputs) | rows_unfinite(probes.reference), 0)
+        return failed(name, f"on probes: {max(form, key=lambda each: each.outcome).why}", n=row_count(outputs))
     what = "at the edges of the features' ranges are answered other than by the source model"
-    return share(name, bad, rows, limits.rows_outside_permille, what)
+    return share(
+        name, _differing(outputs, probes.reference, limits), row_count(outputs), limits.rows_outside_permille, _with(what, refused)
+    )
+
+
+def _differing(outputs: Arrays, reference: Arrays, limits: GoldenSet) -> Count:
+    count = Count()
+    count.add(
+        rows_outside(outputs, reference, limits) | rows_flipped(outputs, reference) | rows_unfinite(outputs) | rows_unfinite(reference), 0
+    )
+    return count
+
+
+def _with(what: str, refused: Any) -> str:
+    return f"{what} ({refused} more it refused to answer itself)" if refused else what
 
 
 def _labelled(mismatches: list[dict[str, Any]], golden: GoldenRows) -> list[dict[str, Any]]:
