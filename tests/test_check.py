@@ -95,6 +95,15 @@ def test_slices_and_labels_are_columns_of_the_golden_file(files, capsys):
     assert "inconclusive  accuracy_at_least[region=ASIA]" in printed
 
 
+def test_a_column_that_is_no_input_can_be_named(files, capsys):
+    """A row's name would be stacked as a feature; the sentence says what to do."""
+    table = pq.read_table(files.folder / "golden.parquet").append_column("id", pa.array(range(1000)))
+    pq.write_table(table, files.folder / "ids.parquet")
+    assert files(golden="ids.parquet") == 64
+    assert "with --not-input" in capsys.readouterr().err
+    assert files("--not-input", "id", golden="ids.parquet") == 0
+
+
 def test_an_input_may_be_one_column_of_lists(files):
     """The form in which golden sets are registered is read, too, whatever other columns stand beside it."""
     columns = {"X": column(files.rows.inputs), "label": pa.array(files.rows.labels), "note": pa.array(["n"] * 1000)}

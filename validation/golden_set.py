@@ -56,7 +56,7 @@ def _baselines(findings: Iterable[Finding], limits: GoldenSet) -> dict[str, floa
     """The metrics as they were found here, by name: what later versions and the registry compare with."""
     found = {each.name: each.observed for each in findings}
     named = {metric.name: found.get(limit_name(metric)) for metric in limits.metrics}
-    return {name: value for name, value in named.items() if isinstance(value, float)}
+    return {name: value for name, value in named.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 @dataclass(kw_only=True)
