@@ -30,7 +30,7 @@ from validation.golden_rows import GoldenRows, read_probes
 from validation.golden_walk import Seen, walk
 from validation.invariances import invariance_findings
 from validation.onnx_model import ModelFault, OnnxModel, row_count
-from validation.parity import Count, form_findings, holds, rows_flipped, rows_outside, rows_unfinite, share
+from validation.parity import Count, form_findings, holds, names_classes, rows_flipped, rows_outside, rows_unfinite, share
 from validation.policy import BadPolicy, GoldenSet, parse
 from validation.scoring import Exam, limit_name, metric_findings, numbers
 
@@ -178,10 +178,9 @@ def _feature_extremes(model: OnnxModel, bundle: OpenBundle, limits: GoldenSet, *
 
 
 def _differing(outputs: Arrays, reference: Arrays, limits: GoldenSet) -> Count:
+    flipped = rows_flipped(outputs, reference, of_classes=names_classes(limits))
     count = Count()
-    count.add(
-        rows_outside(outputs, reference, limits) | rows_flipped(outputs, reference) | rows_unfinite(outputs) | rows_unfinite(reference), 0
-    )
+    count.add(rows_outside(outputs, reference, limits) | flipped | rows_unfinite(outputs) | rows_unfinite(reference), 0)
     return count
 
 
