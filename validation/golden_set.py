@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +113,24 @@ class Case:
         """Only where nobody expects the source model's answers; a bundle of a delivery must have them."""
         return bool(self.spec.inputs.get(SOURCE_ABSENT)) and not self.golden.reference_names
 
+    @cached_property
+    def batch_rows(self) -> int:
+        """Found with one row, before many are asked: a model whose answers are large is asked fewer at once."""
+        row = next(self.golden.batches(1))
+        size = sum(each.nbytes for each in self.model.answer(row.inputs).values())
+        return max(1, min(self.golden.batch_rows, BATCH_ANSWER_BYTES // max(size, 1)))
+
     def form(self) -> Iterator[Finding]:
         if self.without_source:
             self.formed = True
             return
-        first = next(self.golden.batches(_batch_rows(self.model, self.golden)))
+        first = next(self.golden.batches(self.batch_rows))
         findings = form_findings(self.model.answer(first.inputs), first.reference, self.bundle.manifest.outputs)
         self.formed = holds(findings)
         yield from findings
 
     def findings(self, report: Report) -> Iterator[Finding]:
-        seen = walk(self.model, self.golden, self.limits, self.spec, _batch_rows(self.model, self.golden), absent=self.without_source)
+        seen = walk(self.model, self.golden, self.limits, self.spec, self.batch_rows, absent=self.without_source)
         exam = self._exam(seen)
         report.metrics = seen.parity.numbers | numbers(exam)
         report.mismatches = _labelled(seen.parity.mismatches, self.golden)
@@ -147,13 +155,6 @@ class Case:
             stable=seen.stable,
             logged=self.bundle.manifest.training_metrics,
         )
-
-
-def _batch_rows(model: OnnxModel, golden: GoldenRows) -> int:
-    """Found with one row, before many are asked: a model whose answers are large is asked fewer at once."""
-    row = next(golden.batches(1))
-    size = sum(each.nbytes for each in model.answer(row.inputs).values())
-    return max(1, min(golden.batch_rows, BATCH_ANSWER_BYTES // max(size, 1)))
 
 
 def _feature_extremes(model: OnnxModel, bundle: OpenBundle, limits: GoldenSet, *, skip: bool) -> Finding:
