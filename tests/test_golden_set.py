@@ -222,6 +222,28 @@ def test_a_stable_that_cannot_answer_is_inconclusive(gate, tmp_path):
     assert "stable (v1) does not answer the golden rows" in finding.why
 
 
+def test_a_stable_that_stops_answering_is_inconclusive(gate, tmp_path, monkeypatch):
+    """What it answered before does not count: the comparison would be on the rows that it liked."""
+    few = helper.make_node("Gather", ["table", "row"], ["probe"])
+    nodes = [
+        helper.make_node("Constant", [], ["table"], value_floats=[0.0] * 5),
+        helper.make_node("Slice", ["X", "zero", "one", "axis"], ["first"]),
+        helper.make_node("Cast", ["first"], ["row"], to=TensorProto.INT64),
+    ]
+    constants = [helper.make_node("Constant", [], [name], value_ints=[value]) for name, value in (("zero", 0), ("one", 1), ("axis", 1))]
+    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, None)]
+    picky = classifier(weights(), nodes=[*constants, *nodes, few], outputs=outputs)
+    rows = golden_rows()
+    rows.inputs[450, 0] = 9
+    monkeypatch.setattr(golden_rows_module, "BATCH_ROWS", 100)
+    findings = gate(
+        rows=rows, reference=answers(rows.inputs, weights()), stable=make_bundle(tmp_path / "stable", model=picky, probes=False)
+    )
+    assert bad_names(findings) == {"accuracy_not_worse_than_stable"}
+    assert findings["accuracy_not_worse_than_stable"].outcome is Outcome.INCONCLUSIVE
+    assert "stable (v1) does not answer the golden rows" in findings["accuracy_not_worse_than_stable"].why
+
+
 def test_a_margin_finer_than_the_rows_is_inconclusive(gate):
     """Equal answers on 530 rows do not show half a point; the advice says how many rows would."""
     finding = gate(rows=golden_rows(530))["accuracy_within_training"]
