@@ -33,7 +33,7 @@ ERROR = 0.05
 DRAWS = 10_000
 """Of accuracy. The others cost up to 5 ms a draw: `FEWER` of each, and the greatest of all rates counts."""
 
-FEWER = 1000
+FEWER = 700
 ROUNDING = 1e-6
 TIPPED = 1e-4
 APART = 1.2

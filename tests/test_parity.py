@@ -128,6 +128,13 @@ def test_a_greatest_score_that_changes_is_a_flip_even_within_tolerance():
     assert bad(parity(here, there, inputs={"X": np.zeros((1, 2), np.float32)})) == {"label_flips"}
 
 
+def test_numbers_side_by_side_are_no_classes():
+    """Of a model that is judged by its numbers the greatest output is no answer that could flip."""
+    here, there = {"y": np.array([[0.5, 0.5001]], np.float32)}, {"y": np.array([[0.5001, 0.5]], np.float32)}
+    numbers = (Metric(name="rmse", at_most=1, not_worse_than_stable=0.1),)
+    assert bad(parity(here, there, inputs={"X": np.zeros((1, 2), np.float32)}, metrics=numbers)) == set()
+
+
 @pytest.mark.parametrize(("kind", "most"), [("float16", 65504.0), ("int8", 127.0)])
 def test_narrow_types_overflow_at_their_ends(kind, most):
     """The greatest number of the type is in, the next one out, on either side; NaN and infinity are other findings' business."""
