@@ -4,6 +4,7 @@ import json
 import socket
 
 import numpy as np
+import onnx
 import pytest
 from conformance.material import BAD_SPEC, baselines, graph_model, healthy, run
 from made_bundles import CLASSES, answers, classifier, golden_rows, weights
@@ -104,14 +105,14 @@ def test_an_answer_that_is_no_number_fails(material, judged):
     matrix = weights()
     matrix[0, 0] = np.nan
     found = judged(with_answers(material, matrix))
-    assert (found["finite"], found["probabilities[0]_sketch"]) == (FAILED, INCONCLUSIVE)
+    assert (found["finite"], found["source_probabilities[0]_sketch"]) == (FAILED, INCONCLUSIVE)
 
 
 def test_a_model_that_always_says_the_same_fails(material, judged):
     """Constant scores: the same answer in every row, no entropy, and drift from the source."""
     found = judged(with_answers(material, np.zeros_like(weights())))
     names = {"constant_outputs", "label_majority_share", "label_entropy_bits", "probabilities_majority_share", "probabilities_entropy_bits"}
-    assert {name for name, outcome in found.items() if outcome is FAILED} >= {*names, "label_psi"}
+    assert {name for name, outcome in found.items() if outcome is FAILED} >= {*names, "source_label_psi"}
 
 
 def test_an_output_that_is_meant_to_be_constant_may_be(material, judged):
@@ -126,8 +127,6 @@ def test_an_output_that_is_meant_to_be_constant_may_be(material, judged):
 
 
 def with_weights(model, **arrays):
-    import onnx
-
     made = onnx.load_model_from_string(model)
     made.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
     return made.SerializeToString()
@@ -157,7 +156,7 @@ def test_answers_that_drifted_from_stables_fail(material, judged, tmp_path):
     """Stable's own file runs on the candidate's rows; another mixture of answers is found by name, with all comparisons in the evidence."""
     material.stable = with_answers(healthy("distribution"), weights()[:, [0, 0, 0]] * np.array([1, 0.9, 0.5], dtype=np.float32))
     found = judged(material)
-    assert found["probabilities:winner_psi"] is FAILED
+    assert found["stable_probabilities:winner_psi"] is FAILED
     assert len(json.loads(evidence(tmp_path, "drift.json"))["stable"]) == 20
 
 
@@ -165,6 +164,28 @@ def test_scores_may_be_sharper_than_stables(material, judged):
     """Twice as sure of the same answers is no drift of the answers."""
     material.stable = with_answers(healthy("distribution"), weights() / 2)
     assert judged(material) == {}
+
+
+def test_a_new_output_has_nothing_to_drift_from(material, judged):
+    """A candidate may answer more than stable does; an output that stable has and the candidate has not fails."""
+    less, names = healthy("distribution"), ("label",)
+    made = onnx.load_model_from_string(less.model)
+    del made.graph.output[1:]
+    less.model, less.reference = made.SerializeToString(), {name: less.reference[name] for name in names}
+    less.manifest["baselines"] = baselines(less.inputs, less.reference)
+    assert [each.name for each in made.graph.output] == list(names)
+    material.stable = less
+    assert judged(material) == {}
+
+
+def test_an_output_that_stable_has_is_missed(judged):
+    """Whoever reads that output would get none."""
+    less = healthy("distribution")
+    made = onnx.load_model_from_string(less.model)
+    del made.graph.output[1:]
+    less.model, less.stable = made.SerializeToString(), healthy("distribution")
+    found = judged(less)
+    assert (found["stable_probabilities:winner_sketch"], found["source_probabilities[0]_sketch"]) == (FAILED, FAILED)
 
 
 def test_a_stable_that_does_not_take_the_rows_leaves_it_open(material, judged):
@@ -197,7 +218,7 @@ def test_a_baseline_with_other_columns_fails(material, judged):
     """A sketch of an output that the model has not, and none of one that it has."""
     stored = material.manifest["baselines"]["outputs"]
     stored["gone"] = stored.pop("label")
-    assert judged(material) == {"gone_sketch": FAILED, "label_sketch": INCONCLUSIVE}
+    assert judged(material) == {"source_gone_sketch": FAILED, "source_label_sketch": INCONCLUSIVE}
 
 
 # Expectations
