@@ -1,7 +1,7 @@
 """What `bench.golden_set` runs in other environments, by path: makes a bundle, runs the gate on it, runs the bare loop beside it.
 
-`make` needs the environment `export` (it trains and converts a model), `gate` and `loop` the environment `golden_set`. Each prints one JSON
-object. `loop` is the null system: ONNX Runtime asked for the same rows in the same batches on one thread, and nothing else done.
+`make` and `loose` need the environment `export` (they train and convert a model), `gate` and `loop` `golden_set`. Each prints one
+JSON object. `loop` is the null system: ONNX Runtime asked for the same rows in the same batches on one thread, and nothing else done.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ FEATURES = 30
 TRAINING_ROWS = 4000
 TREES, DEPTH = 100, 6
 CHUNK_ROWS = 1 << 16
+SMALL_ROWS = 1000
 MODEL = "bench"
 LIMITS = {
     "min_rows": 1000,
@@ -30,10 +32,24 @@ LIMITS = {
     "metrics": [{"name": "accuracy", "at_least": 0.5, "not_worse_than_stable": 0.02}],
 }
 
+POLICY = """
+[golden_set]
+min_rows = 600
+atol = 1e-4
+rtol = 1e-3
+rows_outside_permille = 1
+
+[[golden_set.metrics]]
+name = "accuracy"
+at_least = 0.5
+not_worse_than_stable = 0.02
+"""
+
 
 def main(arguments: list[str]) -> None:
     command, folder, *rest = arguments
-    done = {"make": make, "gate": gate, "loop": loop}[command](Path(folder), *map(int, rest))
+    commands: dict[str, Callable[..., dict[str, Any]]] = {"make": make, "loose": loose, "gate": gate, "loop": loop}
+    done = commands[command](Path(folder), *map(int, rest))
     print(json.dumps({**done, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 
 
@@ -51,6 +67,16 @@ def make(folder: Path, rows: int) -> dict[str, Any]:
     return {"sha256": write_bundle(root, folder / "bundle.tar")}
 
 
+def loose(folder: Path) -> dict[str, Any]:
+    """Model, golden set and policy of a small check."""
+    values, labels = _rows(np.random.default_rng(1), SMALL_ROWS)
+    columns = {f"f{place}": values[:, place] for place in range(FEATURES)}
+    pq.write_table(pa.table(columns | {"label": labels}), folder / "golden.parquet")
+    (folder / "model.onnx").write_bytes(trained())
+    (folder / "policy.toml").write_text(POLICY)
+    return {}
+
+
 def trained() -> bytes:
     """Gradient-boosted trees of two classes as ONNX."""
     from skl2onnx import to_onnx
@@ -58,7 +84,7 @@ def trained() -> bytes:
 
     inputs, labels = _rows(np.random.default_rng(0), TRAINING_ROWS)
     model = GradientBoostingClassifier(n_estimators=TREES, max_depth=DEPTH, random_state=0).fit(inputs, labels)
-    return to_onnx(model, inputs[:1], options={"zipmap": False}, target_opset=17).SerializeToString()
+    return bytes(to_onnx(model, inputs[:1], options={"zipmap": False}, target_opset=17).SerializeToString())
 
 
 def gate(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_bundles import answers, classifier, column, golden_rows, weights
+from onnx import TensorProto, helper, numpy_helper
 
 from validation import check
 
@@ -102,11 +103,44 @@ def test_slices_and_labels_are_columns_of_the_golden_file(files, capsys):
     assert "inconclusive  accuracy_at_least[region=ASIA]" in printed
 
 
+def test_a_column_that_is_no_input_can_be_named(files, capsys):
+    """A row's name would be stacked as a feature; the sentence says what to do."""
+    table = pq.read_table(files.folder / "golden.parquet").append_column("id", pa.array(range(1000)))
+    pq.write_table(table, files.folder / "ids.parquet")
+    assert files(golden="ids.parquet") == 64
+    assert "with --not-input" in capsys.readouterr().err
+    assert files("--not-input", "id", golden="ids.parquet") == 0
+
+
 def test_an_input_may_be_one_column_of_lists(files):
     """The form in which golden sets are registered is read, too, whatever other columns stand beside it."""
     columns = {"X": column(files.rows.inputs), "label": pa.array(files.rows.labels), "note": pa.array(["n"] * 1000)}
     pq.write_table(pa.table(columns), files.folder / "lists.parquet")
     assert files(golden="lists.parquet") == 0
+
+
+def test_open_axes_take_the_golden_sets_size_and_are_tried_at_others(files, capsys):
+    """An axis that the file leaves open is judged at sizes that callers may send; two such axes cannot be told apart in flat lists."""
+
+    def mean_of(axes):
+        nodes = [
+            helper.make_node("ReduceMean", ["X"], ["mean"], axes=list(range(1, len(axes))), keepdims=0),
+            helper.make_node("Greater", ["mean", "zero"], ["above"]),
+            helper.make_node("Cast", ["above"], ["label"], to=TensorProto.INT64),
+        ]
+        inputs = [helper.make_tensor_value_info("X", TensorProto.FLOAT, axes)]
+        outputs = [helper.make_tensor_value_info("label", TensorProto.INT64, ["N"])]
+        graph = helper.make_graph(nodes, "mean", inputs, outputs, [numpy_helper.from_array(np.float32(0), "zero")])
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+    labels = (files.rows.inputs.mean(axis=1) > 0).astype(np.int64)
+    pq.write_table(pa.table({"X": column(files.rows.inputs), "label": labels}), files.folder / "lists.parquet")
+    (files.folder / "mean.onnx").write_bytes(mean_of(["N", "length"]))
+    assert files(model="mean.onnx", golden="lists.parquet") == 0
+    assert "length at 1, length at 2, length at 4" in " ".join(capsys.readouterr().out.split())
+    (files.folder / "mean.onnx").write_bytes(mean_of(["N", "length", "width"]))
+    assert files(model="mean.onnx", golden="lists.parquet") == 64
+    assert "leaves 2 axes of a row open" in capsys.readouterr().err
 
 
 def test_a_whole_policy_works_and_its_other_tables_are_not_read(files):

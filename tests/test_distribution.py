@@ -4,8 +4,9 @@ import json
 import socket
 
 import numpy as np
+import onnx
 import pytest
-from conformance.material import BAD_SPEC, baselines, healthy, run
+from conformance.material import BAD_SPEC, baselines, graph_model, healthy, run
 from made_bundles import CLASSES, answers, classifier, golden_rows, weights
 from onnx import TensorProto, helper, numpy_helper
 
@@ -105,14 +106,14 @@ def test_an_answer_that_is_no_number_fails(material, judged):
     matrix = weights()
     matrix[0, 0] = np.nan
     found = judged(with_answers(material, matrix))
-    assert (found["finite"], found["probabilities[0]_sketch"]) == (FAILED, INCONCLUSIVE)
+    assert (found["finite"], found["source_probabilities[0]_sketch"]) == (FAILED, INCONCLUSIVE)
 
 
 def test_a_model_that_always_says_the_same_fails(material, judged):
     """Constant scores: the same answer in every row, no entropy, and drift from the source."""
     found = judged(with_answers(material, np.zeros_like(weights())))
     names = {"constant_outputs", "label_majority_share", "label_entropy_bits", "probabilities_majority_share", "probabilities_entropy_bits"}
-    assert {name for name, outcome in found.items() if outcome is FAILED} >= {*names, "label_psi"}
+    assert {name for name, outcome in found.items() if outcome is FAILED} >= {*names, "source_label_psi"}
 
 
 def test_an_output_that_is_meant_to_be_constant_may_be(material, judged):
@@ -127,8 +128,6 @@ def test_an_output_that_is_meant_to_be_constant_may_be(material, judged):
 
 
 def with_weights(model, **arrays):
-    import onnx
-
     made = onnx.load_model_from_string(model)
     made.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in arrays.items())
     return made.SerializeToString()
@@ -158,7 +157,7 @@ def test_answers_that_drifted_from_stables_fail(material, judged, tmp_path):
     """Stable's own file runs on the candidate's rows; another mixture of answers is found by name, with all comparisons in the evidence."""
     material.stable = with_answers(healthy("distribution"), weights()[:, [0, 0, 0]] * np.array([1, 0.9, 0.5], dtype=np.float32))
     found = judged(material)
-    assert found["probabilities:winner_psi"] is FAILED
+    assert found["stable_probabilities:winner_psi"] is FAILED
     assert len(json.loads(evidence(tmp_path, "drift.json"))["stable"]) == 20
 
 
@@ -166,6 +165,28 @@ def test_scores_may_be_sharper_than_stables(material, judged):
     """Twice as sure of the same answers is no drift of the answers."""
     material.stable = with_answers(healthy("distribution"), weights() / 2)
     assert judged(material) == {}
+
+
+def test_a_new_output_has_nothing_to_drift_from(material, judged):
+    """A candidate may answer more than stable does; an output that stable has and the candidate has not fails."""
+    less, names = healthy("distribution"), ("label",)
+    made = onnx.load_model_from_string(less.model)
+    del made.graph.output[1:]
+    less.model, less.reference = made.SerializeToString(), {name: less.reference[name] for name in names}
+    less.manifest["baselines"] = baselines(less.inputs, less.reference)
+    assert [each.name for each in made.graph.output] == list(names)
+    material.stable = less
+    assert judged(material) == {}
+
+
+def test_an_output_that_stable_has_is_missed(judged):
+    """Whoever reads that output would get none."""
+    less = healthy("distribution")
+    made = onnx.load_model_from_string(less.model)
+    del made.graph.output[1:]
+    less.model, less.stable = made.SerializeToString(), healthy("distribution")
+    found = judged(less)
+    assert (found["stable_probabilities:winner_sketch"], found["source_probabilities[0]_sketch"]) == (FAILED, FAILED)
 
 
 def test_a_stable_that_does_not_take_the_rows_leaves_it_open(material, judged):
@@ -198,7 +219,7 @@ def test_a_baseline_with_other_columns_fails(material, judged):
     """A sketch of an output that the model has not, and none of one that it has."""
     stored = material.manifest["baselines"]["outputs"]
     stored["gone"] = stored.pop("label")
-    assert judged(material) == {"gone_sketch": FAILED, "label_sketch": INCONCLUSIVE}
+    assert judged(material) == {"source_gone_sketch": FAILED, "source_label_sketch": INCONCLUSIVE}
 
 
 # Expectations
@@ -277,11 +298,13 @@ def test_nobody_is_called(material, judged, tmp_path, monkeypatch):
     assert page.index("Content-Security-Policy\" content=\"default-src 'none'") < page.index("https://")
 
 
-def test_many_findings_fit_into_a_verdict(material, judged):
-    """Every number of the inputs is outside its range and every comparison drifted: the worst are in the verdict, all in the evidence."""
+def test_many_findings_fit_into_a_verdict(material, judged, monkeypatch):
+    """Every number of the inputs is outside its range and every comparison drifted: the worst are kept, the others counted together."""
+    monkeypatch.setattr(distribution, "FINDINGS", 5)
     material.limits |= {"ranges": [{"column": "X", "low": 100.0, "high": 101.0}]}
     with_answers(material, np.zeros_like(weights()))
-    assert len(judged(material)) > 9
+    found = judged(material)
+    assert (len(judged.findings), set(found.values()), judged.findings["others"]) == (6, {FAILED}, FAILED)
 
 
 # Small parts
@@ -309,3 +332,45 @@ def test_of_a_large_golden_set_evenly_spread_rows_are_judged(material, judged, t
     assert why(tmp_path, "golden_rows") == "500 of 1000 golden rows are judged"
     rows = {row["name"]: row.get("n") for row in json.loads(evidence(tmp_path, "findings.json"))}
     assert (rows["label_majority_share"], rows["from_inputs"], rows["generated"]) == (500, 1000, 500)
+
+
+COLOURS = ("amber", "blue", "coral", "denim")
+
+
+def coloured(rows=1000, unknown=0):
+    """Material with a text input: each colour has a score, unknown ones have none of their own."""
+    words = np.array(COLOURS, dtype=object)[np.random.default_rng(0).integers(0, 4, rows)]
+    words[:unknown] = "mauve"
+    scores = {name: float(place) for place, name in enumerate(COLOURS)}
+    node = helper.make_node(
+        "LabelEncoder",
+        ["colour"],
+        ["score"],
+        domain="ai.onnx.ml",
+        keys_strings=list(scores),
+        values_floats=list(scores.values()),
+        default_float=9.0,
+    )
+    ports = [helper.make_tensor_value_info(name, kind, ["N", 1]) for name, kind in (("colour", 8), ("score", 1))]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    made = healthy("distribution", rows=rows)
+    made.model = graph_model([node], ports[:1], ports[1:], opset_imports=opsets)
+    made.inputs, made.reference = {"colour": words}, {"score": np.array([[scores.get(word, 9.0)] for word in words], dtype=np.float32)}
+    made.set_signature("inputs", [{"name": "colour", "dtype": "BYTES", "shape": [1]}])
+    made.set_signature("outputs", [{"name": "score", "dtype": "FP32", "shape": [1]}])
+    made.manifest["baselines"] = baselines(made.inputs, made.reference)
+    return made
+
+
+def test_words_are_expected_as_the_baseline_has_them(judged):
+    """A text input passes with its own values; the generated suite knows type and set of values."""
+    assert judged(coloured()) == {}
+
+
+def test_words_that_the_baseline_never_had_are_found(judged, tmp_path):
+    """Rows with a new value fail the sketch's comparison and the suite's set of values, by name."""
+    spoilt, clean = coloured(unknown=300), coloured()
+    spoilt.manifest["baselines"] = clean.manifest["baselines"]
+    found = judged(spoilt)
+    assert (found["from_inputs"], found["generated_1"]) == (FAILED, FAILED)
+    assert "mauve" in why(tmp_path, "generated_1")

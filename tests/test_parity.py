@@ -57,7 +57,7 @@ def bad(findings):
     ],
 )
 def test_form_is_compared_by_name_both_ways(outputs, reference, signature, wrong):
-    """Missing, extra and renamed outputs, other dtypes and shapes: each against the source model and the signature. None drops an output."""
+    """Missing, extra and renamed outputs, other dtypes and shapes: each against source model and signature. None drops it."""
     sides = [{name: each for name, each in {**answers(), **change}.items() if each is not None} for change in (outputs, reference)]
     findings = form_findings(*sides, signature)
     assert {each.name for each in findings if each.outcome is Outcome.FAILED} == wrong
@@ -114,7 +114,7 @@ def test_an_output_may_have_tolerances_of_its_own():
 
 
 def test_tolerances_are_absolute_and_relative():
-    """Atol + rtol |reference|: a thousandth of a thousand is one."""
+    """The bound is atol + rtol |reference|: a thousandth of a thousand is one."""
     rule = Tolerance(output="p", atol=0.5, rtol=1e-3, rows_outside_permille=0)
     there = np.array([[1000.0], [1000.0], [0.0], [0.0]])
     assert outside(there + np.array([[1.4], [1.6], [0.4], [0.6]]), there, rule).tolist() == [False, True, False, True]
@@ -126,6 +126,13 @@ def test_a_greatest_score_that_changes_is_a_flip_even_within_tolerance():
     there = {"p": np.array([[0.5001, 0.5]], np.float32)}
     assert rows_flipped(here, there).tolist() == [True]
     assert bad(parity(here, there, inputs={"X": np.zeros((1, 2), np.float32)})) == {"label_flips"}
+
+
+def test_numbers_side_by_side_are_no_classes():
+    """Of a model that is judged by its numbers the greatest output is no answer that could flip."""
+    here, there = {"y": np.array([[0.5, 0.5001]], np.float32)}, {"y": np.array([[0.5001, 0.5]], np.float32)}
+    numbers = (Metric(name="rmse", at_most=1, not_worse_than_stable=0.1),)
+    assert bad(parity(here, there, inputs={"X": np.zeros((1, 2), np.float32)}, metrics=numbers)) == set()
 
 
 @pytest.mark.parametrize(("kind", "most"), [("float16", 65504.0), ("int8", 127.0)])

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from validation.metrics import Answers, Unmeasurable
-from validation.parity import is_float, is_text, is_vector
+from validation.parity import NUMBERS, RANKING, is_float, is_text, is_vector
 
-NUMBERS = ("rmse", "mae", "mape")
-RANKING = ("ndcg",)
 COLUMNS_AGREE = 0.99
 """Share of rows whose label must be that of their greatest score, for the scores' columns to be taken in the labels' order."""
 

@@ -141,15 +141,13 @@ def _suite(limits: Any, policy: Path) -> dict[str, Any]:
 def _files(options: argparse.Namespace, limits: Any) -> Any:
     from validation.loose_files import LooseFiles
 
-    columns = [each.column for each in getattr(limits, "slices", ())] + [
-        each.group for each in getattr(limits, "metrics", ()) if each.group
-    ]
+    named = [each.column for each in getattr(limits, "slices", ())] + [each.group for each in getattr(limits, "metrics", ()) if each.group]
     return LooseFiles(
         model=options.model,
         golden=options.golden,
         label=options.label,
         reference=options.reference,
-        columns=tuple(columns),
+        columns=(*named, *options.not_input),
         written_unix_s=options.written,
         logged=dict(options.logged),
     )
@@ -196,6 +194,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--golden", type=Path, required=True, help="parquet: a column for each input, the label, and slices")
     parser.add_argument("--policy", type=Path, required=True, help="the model's policy (TOML); only the gate's own table is used")
     parser.add_argument("--label", default="label", help="the golden set's column with the truth (label)")
+    parser.add_argument("--not-input", action="append", default=[], metavar="COLUMN", help="a column that is no input (say, a row's name)")
     parser.add_argument("--stable", type=Path, help="the ONNX file that serves now, to be compared with")
     parser.add_argument("--reference", type=Path, help="the source model's answers: a folder of <output>.npy, or an .npz")
     parser.add_argument("--logged", type=_logged, action="append", default=[], metavar="NAME=VALUE", help="a metric that training logged")

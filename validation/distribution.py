@@ -13,11 +13,12 @@ stable's and against the baselines in the bundle (`validation.drift`); and has G
 | <column>_range              | every value lies in the policy's range                                                           |
 | <output>_majority_share     | the most frequent answer has at most the policy's share of the rows                              |
 | <output>_entropy_bits       | the answers' entropy is at least the policy's                                                    |
-| from_stable, <column>_...   | the answers have not drifted from stable's on the same rows                                      |
-| from_source, <column>_...   | nor from the source model's, by the sketch in the bundle                                         |
-| from_inputs, <column>_...   | the golden rows are those that the bundle's sketch is of                                         |
+| from_stable, stable_<...>   | the answers have not drifted from stable's on the same rows                                      |
+| from_source, source_<...>   | nor from the source model's, by the sketch in the bundle                                         |
+| from_inputs                 | the golden rows are those that the bundle's sketch is of                                         |
 | generated, generated_<n>    | the golden set meets the suite that signature, baselines and policy imply                        |
 | own, own_<n>                | and the user's own suite                                                                         |
+| others                      | what a wide table gives beyond the worst `FINDINGS`                                              |
 
 Of comparisons and expectations those that do not pass are findings of their own; the others are one together. `drift.json` has them all.
 """
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,9 @@ JUDGED_ROWS, JUDGED_BYTES = 100_000, 256 << 20
 
 PAGE_BYTES = 4 << 20
 """Of one page of Data Docs in the evidence; a longer one is cut."""
+
+FINDINGS = 200
+"""Findings of one decision; a verdict carries fewer still."""
 
 RANK_ERROR = 0.005
 """Share of rows by which edges may be off; the sketch's own bound is far below."""
@@ -100,7 +104,16 @@ def run(spec: Spec, evidence: Path) -> Decision:
     with read_bundle(spec.need_bundle()) as bundle:
         findings = tuple(_findings(bundle, asked, spec, report))
     report.write(evidence)
-    return Decision(findings=findings)
+    return Decision(findings=tuple(_bounded(findings)))
+
+
+def _bounded(findings: tuple[Finding, ...]) -> Iterator[Finding]:
+    """The worst ones when a wide table gives thousands, and one for the others."""
+    ranked = sorted(findings, key=lambda each: -each.outcome) if len(findings) > FINDINGS else list(findings)
+    yield from ranked[:FINDINGS]
+    if others := ranked[FINDINGS:]:
+        why = f"{len(others)} more findings, none worse than {others[0].outcome.word}; drift.json and the pages have all"
+        yield Finding(name="others", outcome=others[0].outcome, why=why, n=len(others), advice="mend the ones above first")
 
 
 def _asked(spec: Spec) -> Asked:
@@ -277,7 +290,7 @@ def _is_number(values: np.ndarray) -> bool:
 
 
 def _from_stable(outputs: Arrays, inputs: Arrays, stable: Stable | None, limits: Limits, report: Report) -> Iterator[Finding]:
-    """Stable's own file on the candidate's golden rows: only then is a difference the model's."""
+    """Stable's own file on the candidate's golden rows: only then is a difference the model's. A new output has nothing to drift from."""
     if stable is None:
         yield passed("from_stable", "skipped: no version is stable yet, so there is nothing to drift from")
         return
@@ -286,11 +299,13 @@ def _from_stable(outputs: Arrays, inputs: Arrays, stable: Stable | None, limits:
             before = _answered(bundle.model_path, inputs)
         except ModelFault as fault:
             why = f"stable (v{stable.version}) does not answer the golden rows: {fault}"
-            yield inconclusive("from_stable", why, "a new signature needs a new model name, or a policy's own review")
+            yield inconclusive(
+                "from_stable", why, "callers of stable would not be answered either: deliver another signature under another name"
+            )
             return
     judged, scores = judged_columns(before)
     reference = sketch_batches([judged])
-    current = sketch_batches([judged_columns(outputs)[0]], reference)
+    current = sketch_batches([{name: values for name, values in judged_columns(outputs)[0].items() if name in judged}], reference)
     yield from _summed("stable", drift(reference, current, limits, scores), report)
 
 
@@ -344,10 +359,10 @@ def _baseline(name: str, bundle: OpenBundle, key: str) -> dict[str, Sketch] | Fi
 
 
 def _summed(what: str, findings: tuple[Finding, ...], report: Report) -> Iterator[Finding]:
-    """Those that do not pass, and one for all that do: a verdict is small."""
+    """Those that do not pass, named after what was compared with, and one for all that do: a verdict is small."""
     report.drift[what] = [each.to_dict() for each in findings]
     held = [each for each in findings if each.outcome is Outcome.PASSED]
-    yield from (each for each in findings if each.outcome is not Outcome.PASSED)
+    yield from (replace(each, name=f"{what}_{each.name}") for each in findings if each.outcome is not Outcome.PASSED)
     if held:
         yield passed(f"from_{what}", f"{len(held)} of {len(findings)} comparisons pass; {_nearest(held)}", n=held[0].n)
 

@@ -62,7 +62,7 @@ class Kept:
         try:
             return {name: np.concatenate([each[name] for each in self.parts]) for name in self.parts[0]} if self.parts else {}
         except (ValueError, KeyError) as error:
-            raise ModelFault("output_shapes", f"the shape of a row's answer differs between batches: {error}") from error
+            raise ModelFault("answers", f"the shape of a row's answer differs between batches: {error}") from error
 
     def side(self) -> Side:
         return Side(outputs=None, why_not=self.why_not) if self.why_not else Side(outputs=self.joined())
@@ -176,7 +176,7 @@ def _insist_on_form(outputs: Arrays, reference: Arrays) -> None:
     for name, values in outputs.items():
         if values.shape != reference[name].shape:
             why = f"output {name!r} is {list(values.shape)} in one batch; the source model's is {list(reference[name].shape)}"
-            raise ModelFault("output_shapes", why)
+            raise ModelFault("answers", why)
 
 
 def _sample_rows(golden: GoldenRows) -> int:

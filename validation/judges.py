@@ -44,8 +44,8 @@ without the two, Tango's score passes up to 6.7 % of versions at the margin when
 FAIL_WINS = 1
 """`paired_not_worse` fails only what would fail with one row more won: without it up to 8.9 % of versions at the margin, with it 4.8 %."""
 
-MIN_ROWS = 20
-"""Rows below which nothing is said about a mean: a spread and a tail cannot be seen in fewer."""
+MIN_ROWS = 50
+"""Rows below which nothing is said about a mean: in 20 rows with a log-normal tail (sigma 1) the bounds erred in 6.9 %, in 50 in 4.8 %."""
 
 USUAL_POWER = 0.8
 """Chance at which a finding says how much better than its limit a version must be to pass."""
@@ -67,8 +67,8 @@ class Contributions:
 
     `values`: one number a row: its own loss where the statistic is a mean, else its influence (Hampel 1974, "The influence curve and its
     role in robust estimation"); only their spread is used. `estimate`: the statistic. `scale`: what a row unlike all that were seen is
-    taken to contribute, at least. `over` and `under`: how far `estimate` lies at most above or below the truth on average (as all sampling
-    errors, this halves with four times the rows). All in the statistic's unit. `rows` is the word for what is counted, `note` a sentence for the finding.
+    taken to contribute, at least. `over` and `under`: how far `estimate` lies at most above or below the truth on average; four times the
+    rows halve it. All in the statistic's unit. `rows` is the word for what is counted, `note` a sentence for the finding.
     """
 
     estimate: float
@@ -268,7 +268,7 @@ def worsening(candidate: Contributions, reference: Contributions, *, higher_is_b
     biases = (candidate.over + ratio * reference.under) / whole, (candidate.under + ratio * reference.over) / whole
     over, under = reversed(biases) if higher_is_better else biases
     return Contributions(
-        estimate=sign * (candidate.estimate - reference.estimate),
+        estimate=sign * (candidate.estimate - reference.estimate) + 0.0,  # no -0
         values=[sign * (one - ratio * other) for one, other in zip(candidate.values, reference.values, strict=True)],
         scale=max(candidate.scale, ratio * reference.scale) / whole,
         over=over,
@@ -617,8 +617,8 @@ def _bounds(sample: _Sample, error: float, n: int | None = None) -> tuple[float,
 
     Student's bounds alone pass too easily when what matters is rare: among few rows the bad ones are not seen, and then the spread is
     not seen either. So the sample is judged with `_unseen` rows more at the farthest value seen on the side of the bound, or at the
-    scale. Without any spread that makes about 3.4 / margin rows (Poisson's exact bound: 3.0), with much of it next to nothing. The bounds
-    of a bias are added. It is an approximation where rows far beyond all that were seen carry the mean: no sample shows those.
+    scale. Without any spread that makes about 3.4 scale / margin rows (Poisson's exact bound: 3.0), with much of it next to nothing. The
+    bounds of a bias are added. Rows far beyond all that were seen, no sample excludes: the finding says what they are taken to cost.
     """
     n = n or sample.n
     bias = math.sqrt(sample.n / n)
@@ -656,18 +656,21 @@ def _against_limit(name: str, contributions: Contributions, limit: float, error:
     if not contributions.readable:
         return _nothing(name, _unreadable(contributions), "look for the rows and the model that it comes from", limit)
     sample = _sample(contributions)
-    what = f"{sample.estimate:.6g} on {sample.n} {sample.rows}"
-    spread = math.sqrt(sample.variance / max(sample.n, 1))
-    width = _allowance(max(sample.n, MIN_ROWS), sample.variance, sample.below if claim.at_least else sample.above, error)
-    rates = _resolves(width + (sample.over if claim.at_least else sample.under), spread, error)
-    return _mean_finding(name, sample, limit, error, claim, what=_joined_words(what, contributions.note), rates=rates)
+    far, bias = (sample.below, sample.over) if claim.at_least else (sample.above, sample.under)
+    width = bias + _allowance(max(sample.n, MIN_ROWS), sample.variance, far, error)
+    what = _joined_words(f"{sample.estimate:.6g} on {sample.n} {sample.rows}", contributions.note)
+    return _mean_finding(name, sample, limit, error, claim, what=what, rates=_resolves(width, _standard_error(sample), error, far))
 
 
 def _against_margin(name: str, sample: _Sample, margin: float, error: float, what: str) -> Finding:
     lower, upper = _bounds(sample, error, max(sample.n, MIN_ROWS))
-    spread = math.sqrt(sample.variance / max(sample.n, 1))
-    rates = _rates(margin, (sample.estimate - lower, upper - sample.estimate), spread, error)
+    widths = sample.estimate - lower, upper - sample.estimate
+    rates = _rates(margin, widths, _standard_error(sample), error, sample.above)
     return _mean_finding(name, sample, margin, error, _NOT_WORSE, what=what, rates=rates)
+
+
+def _standard_error(sample: _Sample) -> float:
+    return math.sqrt(sample.variance / max(sample.n, 1))
 
 
 def _mean_finding(name: str, sample: _Sample, limit: float, error: float, claim: _Claim, *, what: str, rates: str) -> Finding:
@@ -725,16 +728,21 @@ def _unreadable(contributions: Contributions) -> str:
 # What a test of this size can tell
 
 
-def _rates(margin: float, widths: tuple[float, float], spread: float, error: float) -> str:
+def _rates(margin: float, widths: tuple[float, float], spread: float, error: float, far: float | None = None) -> str:
     """Of a comparison with a margin: `widths` from the estimate down and up to its bounds, `spread` the estimate's standard error."""
     passes, fails = _chance(margin - widths[1], spread), _chance(-margin - widths[0], spread)
-    return f"at this n: passed at the margin <= {_percent(error)}, an equal version passed {_about(passes)}, failed {_about(fails)}"
+    return f"{_at_this_n(far)}: passed at the margin <= {_percent(error)}, an equal version passed {_about(passes)}, failed {_about(fails)}"
 
 
-def _resolves(width: float, spread: float, error: float) -> str:
+def _resolves(width: float, spread: float, error: float, far: float | None = None) -> str:
     """Of a comparison with a limit: how much better than the limit a version must be to pass with `USUAL_POWER`."""
     better = width + NormalDist().inv_cdf(USUAL_POWER) * spread
-    return f"at this n: passed at the limit <= {_percent(error)}, passed when better by {better:.2g} {_about(USUAL_POWER)}"
+    return f"{_at_this_n(far)}: passed at the limit <= {_percent(error)}, passed when better by {better:.2g} {_about(USUAL_POWER)}"
+
+
+def _at_this_n(far: float | None) -> str:
+    """With what a row unlike all that were seen is taken to cost, where the test depends on it."""
+    return "at this n" if far is None else f"at this n, if a row unseen costs {far:.2g} at most"
 
 
 def _chance(distance: float, spread: float) -> float:

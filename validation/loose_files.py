@@ -39,7 +39,7 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class LooseFiles:
-    """What a user has at hand. `reference` is a folder of `<output>.npy` or an `.npz`; `columns` are those that slices and queries need."""
+    """What a user has at hand. `reference` is a folder of `<output>.npy` or an `.npz`; `columns` are no inputs."""
 
     model: Path
     golden: Path
@@ -128,7 +128,8 @@ def _tensor(port: Port, columns: tuple[str, ...], golden: pq.ParquetFile) -> Ten
     if dynamic:
         row = tuple(cells // max(math.prod(row) * -1, 1) if size == UNKNOWN else size for size in row)
     if math.prod(row) != cells:
-        raise BadSpec(f"the model's input {port.name!r} takes {list(row)} a row; the golden set has {cells} values in {', '.join(columns)}")
+        found = f"the golden set has {cells} values in {', '.join(columns)}"
+        raise BadSpec(f"the model's input {port.name!r} takes {list(row)} a row; {found}: name columns that are no inputs with --not-input")
     return Tensor(name=port.name, dtype=DTYPES[port.kind], shape=row, dynamic=dynamic)
 
 
