@@ -293,6 +293,33 @@ def test_empty_probes_are_inconclusive(gate):
     assert gate(change=spoil)["feature_extremes"].outcome is Outcome.INCONCLUSIVE
 
 
+def labels_with_nan(root):
+    labels = golden_rows().labels.astype(float)
+    labels[17] = np.nan
+    pq.write_table(pa.table({"label": labels}), root / "golden/labels.parquet")
+
+
+def inputs_with_nan(root):
+    inputs = golden_rows().inputs.copy()
+    inputs[17, 2] = np.nan
+    pq.write_table(
+        pa.table({"X": pa.FixedSizeListArray.from_arrays(pa.array(inputs.ravel()), inputs.shape[1])}), root / "golden/inputs.parquet"
+    )
+
+
+def reference_with_nan(root):
+    path = root / "reference/probabilities.npy"
+    values = np.load(path)
+    values[17, 2] = np.nan
+    np.save(path, values)
+
+
+@pytest.mark.parametrize("change", [labels_with_nan, inputs_with_nan, reference_with_nan])
+def test_nan_anywhere_is_never_passed(gate, change):
+    """One NaN among labels, inputs that the model cannot take, or the source model's answers."""
+    assert worst(each.outcome for each in gate(change=change).values()) is not Outcome.PASSED
+
+
 # Slices, and the set itself
 
 
