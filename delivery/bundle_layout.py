@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from delivery.findings import refused
 from delivery.flavours import Flavour
 from delivery.golden import Golden, write_golden
-from delivery.onnx_file import Outline
 from delivery.registry import ModelVersion, SourceRun
 from delivery.semantic_version import Subject
 from delivery.triton_config import Port, render
 from validation.bundle import BadBundle, Tensor, read_bundle, write_bundle
 from validation.contract import Bundle, canonical_json, upload
+from validation.onnx_file import Outline
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,11 +21,11 @@ from delivery.bundle_layout import Exported, Material, publish, tools
 from delivery.findings import Refusal, failed, passed, refused
 from delivery.flavours import Flavour, read_flavour
 from delivery.golden import Golden, read_golden
-from delivery.onnx_file import LIMIT_BYTES, UNKNOWN, OnnxTensor, Outline, outline
 from delivery.registry import SEMANTIC_VERSION, ModelVersion, NoGoldenSet, NotRegistered, Registry
 from delivery.semantic_version import next_version
 from validation.bundle import Manifest, Tensor, read_bundle
 from validation.contract import BadSpec, Decision, Finding, Spec
+from validation.onnx_file import LIMIT_BYTES, UNKNOWN, BadModel, OnnxTensor, Outline, check_onnx_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,6 +57,8 @@ def export(spec: Spec, evidence: Path, registry: Registry, limits: sandbox.Limit
             return _export(spec, evidence, registry, place, limits)
         except Refusal as refusal:
             return refusal.decision
+        except BadModel as error:
+            return Decision(findings=(failed("onnx", str(error), advice=error.advice),))
         except (NotRegistered, NoGoldenSet) as error:
             return Decision(findings=(failed("source", str(error), advice="the registry must name run, files and golden set"),))
 
@@ -113,7 +115,7 @@ def _exported(place: sandbox.Workplace, golden: Golden) -> Exported:
     """What the child left, looked at as a stranger's data."""
     try:
         data = sandbox.read_result(place, "model.onnx", LIMIT_BYTES)
-        sketch = outline(data)
+        sketch = check_onnx_bytes(data)
         answers = {each.name: _answer(place, number, each, golden.rows) for number, each in enumerate(sketch.outputs)}
     except sandbox.NoResult as error:
         raise refused("exported", f"the model's own code left no result: {error}", "the evidence holds the sandbox's log") from error

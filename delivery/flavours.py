@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from delivery.findings import refused
-from delivery.onnx_file import OnnxTensor, input_tensors
+from validation.onnx_file import OnnxTensor, check_onnx
 
 SUPPORTED = ("sklearn", "onnx")
 MLMODEL_LIMIT_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class Flavour:
 
 
 def read_flavour(folder: Path) -> Flavour:
-    """Reads `MLmodel` of a logged model. Raises `Refusal` with a finding that names what is missing or not supported."""
+    """Reads `MLmodel` of a logged model. Raises `Refusal` with a finding that names what is missing or not supported, and `BadModel`."""
     mlmodel = _mlmodel(folder)
     flavours = mlmodel.get("flavors") or {}
     kind = next((name for name in SUPPORTED if name in flavours), None)
@@ -106,7 +106,7 @@ def _sklearn(folder: Path, row: Mapping[str, Any], mlmodel: Mapping[str, Any]) -
 
 def _onnx(folder: Path, row: Mapping[str, Any]) -> Flavour:
     file = _inside(folder, row.get("data"))
-    inputs = tuple(_onnx_input(each) for each in input_tensors(folder / file))
+    inputs = tuple(_onnx_input(each) for each in check_onnx(folder / file, weights_beside=True).inputs)
     trained = {"onnx": str(row.get("onnx_version") or "unknown")}
     return Flavour(kind="onnx", file=file, format="onnx", frame=False, code=None, trained_with=trained, inputs=inputs)
 
