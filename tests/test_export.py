@@ -127,7 +127,7 @@ def test_a_classifier_becomes_a_bundle(registry: Registry, model: str, tmp_path:
         assert np.array_equal(label, bundle.reference()["label"])
         assert np.allclose(probabilities, bundle.reference()["probabilities"], atol=1e-5)
         assert bundle.manifest.training_metrics == {"accuracy": 0.9}
-        assert bundle.manifest.semantic_version == decision.outputs["semantic_version"] == "1.0.0"
+        assert bundle.manifest.semantic_version == decision.outputs["semantic_version"] == "v1.0.0"
         config = (bundle.model_directory / "config.pbtxt").read_text()
     assert 'backend: "onnxruntime"' in config
     assert "TYPE_INT64 dims: [ 1 ] reshape { shape: [ ] }" in config
@@ -204,7 +204,7 @@ def test_the_semantic_version_follows_from_stable(registry: Registry, model: str
     (tmp_path / "artifacts" / "bundle.tar").rename(tmp_path / "stable.tar")
     stable = Stable(version=1, bundle=Bundle(uri=(tmp_path / "stable.tar").as_uri(), sha256=outputs["bundle_sha256"]))
     registry.tag(registry.version(model, second), {SEMANTIC_VERSION: "1.1.0"})
-    assert run(registry, model, second, tmp_path, stable=stable).outputs["semantic_version"] == "1.1.0"
+    assert run(registry, model, second, tmp_path, stable=stable).outputs["semantic_version"] == "v1.1.0"
 
 
 @pytest.mark.parametrize(
