@@ -20,7 +20,7 @@ This module runs no model and imports no framework; an ONNX file is only searche
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import shutil
 import tarfile
@@ -29,9 +29,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self
 
-from validation.contract import BadSpec, Bundle, canonical_json, download, sha256
+from validation.contract import PIECE_BYTES, BadSpec, Bundle, canonical_json, download_into
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,14 +155,14 @@ class OpenBundle:
         names = [each.name for each in self.manifest.inputs]
         if sorted(table.column_names) != sorted(names):
             raise BadBundle(f"golden/inputs.parquet has columns {table.column_names}; the model takes {names}")
-        return {each.name: _column(table, each.name, each.numpy_dtype, each.shape) for each in self.manifest.inputs}
+        return {each.name: read_column(table, each.name, each.numpy_dtype, each.shape) for each in self.manifest.inputs}
 
     def labels(self) -> np.ndarray:
         """The true labels, shape [rows]."""
         table = _table(self.root / "golden/labels.parquet", self.manifest.rows)
         if table.column_names != ["label"]:
             raise BadBundle(f"golden/labels.parquet has columns {table.column_names}; expected one, named label")
-        return _column(table, "label", None, ())
+        return read_column(table, "label", None, ())
 
     def reference(self) -> dict[str, np.ndarray]:
         """The source model's outputs by name, first axis = rows."""
@@ -176,10 +176,11 @@ def read_bundle(bundle: Bundle) -> OpenBundle:
 
     Raises `BadBundle` naming the member that is wrong, and whatever `contract.download` raises when the address cannot be read (retry).
     """
-    data = _download(bundle)
     root = Path(tempfile.mkdtemp(prefix="bundle-"))
     try:
-        return OpenBundle(manifest=_unpack(data, root), root=root)
+        with tempfile.TemporaryFile() as tar:
+            _download(bundle, tar)
+            return OpenBundle(manifest=_unpack(tar, root), root=root)
     except BaseException:
         shutil.rmtree(root, ignore_errors=True)
         raise
@@ -192,32 +193,39 @@ def write_bundle(root: Path, target: Path) -> str:
     """
     row = json.loads((root / MANIFEST).read_bytes())
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file() and path != root / MANIFEST)
-    row |= {"format": FORMAT, "files": {name: sha256((root / name).read_bytes()) for name in names}}
+    row |= {"format": FORMAT, "files": {name: _digest(root / name) for name in names}}
     (root / MANIFEST).write_bytes(canonical_json(row).encode())
     with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name in sorted([MANIFEST, *names]):
-            _add(tar, name, (root / name).read_bytes())
-    return sha256(target.read_bytes())
+            _add(tar, name, root / name)
+    return _digest(target)
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> None:
     member = tarfile.TarInfo(name)  # owner and group 0, time 0 by default
-    member.size, member.mode = len(data), 0o644
-    tar.addfile(member, io.BytesIO(data))
+    member.size, member.mode = path.stat().st_size, 0o644
+    with path.open("rb") as file:
+        tar.addfile(member, file)
 
 
-def _download(bundle: Bundle) -> bytes:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(bundle: Bundle, tar: BinaryIO) -> None:
     try:
-        return download(bundle.uri, bundle.sha256, limit_bytes=LIMIT_BYTES)
+        download_into(tar, bundle.uri, bundle.sha256, limit_bytes=LIMIT_BYTES)
+        tar.seek(0)
     except ValueError as error:  # digest, size or scheme; a lost connection is an OSError and passes through
         raise BadBundle(str(error)) from error
 
 
-def _unpack(data: bytes, root: Path) -> Manifest:
+def _unpack(file: BinaryIO, root: Path) -> Manifest:
     try:
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             members = _members(tar)
-            manifest = Manifest.from_json(_content(tar, members, MANIFEST))
+            manifest = Manifest.from_json(_content(tar, members, MANIFEST).read())
             _same_names(set(members) - {MANIFEST}, set(manifest.files))
             _complete(manifest)
             for name in members:
@@ -250,11 +258,11 @@ def _plain_name(name: str) -> None:
         raise BadBundle(f"{name!r}: not a plain relative name of at most {LIMIT_NAME} characters")
 
 
-def _content(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> bytes:
+def _content(tar: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> IO[bytes]:
     file = tar.extractfile(members[name]) if name in members else None
     if file is None:
         raise BadBundle(f"{name} is missing")
-    return file.read()
+    return file
 
 
 def _same_names(found: set[str], promised: set[str]) -> None:
@@ -274,11 +282,12 @@ def _complete(manifest: Manifest) -> None:
         raise BadBundle(f"{strange[0]}: a bundle holds {MANIFEST}, {model}/, {'/, '.join(FOLDERS)}/ only")
 
 
-def _write(path: Path, name: str, data: bytes, expected_sha256: str | None) -> None:
-    if expected_sha256 is not None and sha256(data) != expected_sha256:
-        raise BadBundle(f"{name} has sha256 {sha256(data)}, the manifest says {expected_sha256}")
+def _write(path: Path, name: str, content: IO[bytes], expected_sha256: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+    with path.open("wb") as file:
+        shutil.copyfileobj(content, file, PIECE_BYTES)
+    if expected_sha256 is not None and (found := _digest(path)) != expected_sha256:
+        raise BadBundle(f"{name} has sha256 {found}, the manifest says {expected_sha256}")
 
 
 def _model_file(model: str) -> str:
@@ -322,7 +331,7 @@ def _table(path: Path, rows: int) -> pa.Table:
     return table
 
 
-def _column(table: pa.Table, name: str, dtype: str | None, shape: tuple[int, ...]) -> np.ndarray:
+def read_column(table: pa.Table, name: str, dtype: str | None, shape: tuple[int, ...]) -> np.ndarray:
     """A column as an array [rows, *shape]; lists are flat and of one size."""
     import numpy as np
     import pyarrow as pa

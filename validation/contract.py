@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import math
 import os
@@ -27,11 +28,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 CONTRACT_VERSION = 1
 VERDICT_LIMIT_BYTES = 4096  # what Kubernetes carries as a pod's termination message
 TEXT_LIMIT_BYTES = 500  # of one text in a verdict's finding: an error message of a library must not crowd out the verdict
+PIECE_BYTES = 1 << 20
 EXIT_BAD_SPEC = 64  # EX_USAGE in BSD's sysexits.h
 
 
@@ -258,14 +260,26 @@ def upload_evidence(directory: Path, uri: str) -> None:
 
 def download(uri: str, expected_sha256: str | None = None, *, limit_bytes: int = 4 << 30, timeout_s: float = 60) -> bytes:
     """Reads a `file:` or `http(s):` address whole; raises `ValueError` on a digest that differs or too many bytes."""
+    file = io.BytesIO()
+    download_into(file, uri, expected_sha256, limit_bytes=limit_bytes, timeout_s=timeout_s)
+    return file.getvalue()
+
+
+def download_into(
+    file: BinaryIO, uri: str, expected_sha256: str | None = None, *, limit_bytes: int = 4 << 30, timeout_s: float = 60
+) -> None:
+    """Like `download`, into an open file piece by piece: what is large need not fit into memory."""
     _known_scheme(uri)
+    digest, size = hashlib.sha256(), 0
     with urllib.request.urlopen(uri, timeout=timeout_s) as answer:
-        data: bytes = answer.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise ValueError(f"{uri} is larger than {limit_bytes} bytes")
-    if expected_sha256 is not None and sha256(data) != expected_sha256:
-        raise ValueError(f"{uri} has sha256 {sha256(data)}, expected {expected_sha256}: refusing to read it")
-    return data
+        while piece := answer.read(PIECE_BYTES):
+            size += len(piece)
+            if size > limit_bytes:
+                raise ValueError(f"{uri} is larger than {limit_bytes} bytes")
+            digest.update(piece)
+            file.write(piece)
+    if expected_sha256 is not None and digest.hexdigest() != expected_sha256:
+        raise ValueError(f"{uri} has sha256 {digest.hexdigest()}, expected {expected_sha256}: refusing to read it")
 
 
 def upload(path: Path, uri: str, *, timeout_s: float = 60) -> None:
