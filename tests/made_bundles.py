@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pyarrow as pa
 import pyarrow.parquet as pq
 from onnx import TensorProto, helper, numpy_helper
 
 from validation.bundle import write_bundle
 from validation.contract import Bundle
+from validation.probes import probe_rows
 
 MODEL = "irises"
 CLASSES = 3
@@ -109,15 +111,52 @@ def make_bundle(
     model: bytes | None = None,
     reference: dict[str, np.ndarray] | None = None,
     manifest: dict[str, Any] | None = None,
+    probes: bool = True,
     change: Callable[[Path], None] | None = None,
 ) -> Bundle:
-    """Writes a bundle below `folder` and returns its address and digest; `change` may spoil its files before they are packed."""
+    """Writes a bundle below `folder` and returns its address and digest; `change` may spoil its files before they are packed.
+
+    The probes' reference is what the model itself answers.
+    """
     rows = rows or golden_rows()
     root = lay_out(folder / "root", rows, model or classifier(weights()), reference or answers(rows.inputs, weights()), manifest or {})
+    if probes:
+        lay_out_probes(root / "probes", {"X": rows.inputs}, model or classifier(weights()))
     if change:
         change(root)
     target = folder / "bundle.tar"
     return Bundle(uri=target.as_uri(), sha256=write_bundle(root, target))
+
+
+def lay_out_probes(folder: Path, inputs: dict[str, np.ndarray], model: bytes) -> None:
+    """As export would, were the source model a faithful twin of this one; none of a model that does not answer."""
+    rows = probe_rows(inputs)
+    found = answered(model, rows)
+    if found is None:
+        return
+    (folder / "reference").mkdir(parents=True)
+    pq.write_table(pa.table({name: column(values) for name, values in rows.items()}), folder / "inputs.parquet")
+    for name, values in found.items():
+        np.save(folder / "reference" / f"{name}.npy", values)
+
+
+def answered(model: bytes, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """What an ONNX file answers, by output name; None when it does not."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        found = session.run(None, inputs)
+    except Exception:  # ONNX Runtime's errors have no common type
+        return None
+    return dict(zip([each.name for each in session.get_outputs()], found, strict=True))
+
+
+def column(values: np.ndarray) -> pa.Array:
+    """Scalars as they are, rows of several values as flat lists of fixed size."""
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), int(np.prod(values.shape[1:])))
 
 
 def lay_out(root: Path, rows: Rows, model: bytes, reference: dict[str, np.ndarray], manifest: dict[str, Any]) -> Path:

@@ -9,8 +9,10 @@ from made_bundles import CLASSES, MODEL, answers, classifier, golden_rows, make_
 from onnx import TensorProto, helper
 
 from validation import golden_set
+from validation.answers import predicted
 from validation.contract import BadSpec, Outcome, Spec, Stable, worst
-from validation.golden_set import predicted, rows_flipped, rows_outside
+from validation.parity import rows_flipped, rows_outside
+from validation.policy import GoldenSet, parse
 
 ACCURACY = {"name": "accuracy", "at_least": 0.85, "within_training": 0.005, "not_worse_than_stable": 0.02}
 LIMITS = {"min_rows": 500, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 1, "metrics": [ACCURACY]}
@@ -47,12 +49,13 @@ def test_a_faithful_export_passes_every_finding(gate, tmp_path):
     findings = gate(stable=make_bundle(tmp_path / "stable"))
     assert worst(each.outcome for each in findings.values()) is Outcome.PASSED
     assert list(findings) == [
-        *("golden_rows", "output_names", "output_dtypes", "output_shapes", "finite", "parity_rows", "label_flips", "batch_of_one"),
+        *("golden_rows", "output_names", "output_dtypes", "output_shapes", "finite", "parity_rows", "label_flips", "feature_extremes"),
+        *("batch_of_one", "padded_batch", "row_order", "repeatable", "dynamic_axes", "golden_duplicates", "golden_leakage"),
         *("accuracy_at_least", "accuracy_within_training", "accuracy_not_worse_than_stable"),
     ]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["accuracy"] == {"candidate": 0.95, "source_model": 0.95, "stable": 0.95}
-    assert gate.outputs == {"baselines": {"accuracy": 0.95}}
+    assert gate.outputs == {"baselines": {"accuracy": 0.95}, "golden_set_sha256": "0" * 64}
     assert json.loads((tmp_path / "mismatches.json").read_text()) == []
 
 
@@ -166,8 +169,7 @@ def test_an_answer_that_depends_on_its_batch_fails(gate):
     ]
     outputs = [helper.make_tensor_value_info("centred", TensorProto.FLOAT, ["N", CLASSES])]
     right = answers(golden_rows().inputs, weights())
-    parts = [right["probabilities"][i : i + 64] for i in range(0, 600, 64)]
-    reference = right | {"centred": np.concatenate([part - part.mean(axis=0) for part in parts])}
+    reference = right | {"centred": right["probabilities"] - right["probabilities"].mean(axis=0)}
     outputs_row = {"name": "centred", "dtype": "FP32", "shape": [CLASSES]}
     manifest = {"signature": json.loads(json.dumps(golden_signature()))}
     manifest["signature"]["outputs"].append(outputs_row)
@@ -219,7 +221,7 @@ def test_a_stable_that_cannot_answer_is_inconclusive(gate, tmp_path):
 def test_a_margin_finer_than_the_rows_is_inconclusive(gate):
     """Equal answers on 530 rows do not show half a point; the advice says how many rows would."""
     finding = gate(rows=golden_rows(530))["accuracy_within_training"]
-    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 9 more golden rows like these would settle it")
+    assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 69 more golden rows like these would settle it")
 
 
 @pytest.mark.parametrize("change", [{"metrics": []}, {"min_rows": 0}, {"atol": float("nan")}, {"unknown": 1}])
@@ -230,19 +232,20 @@ def test_bad_limits_are_a_bad_spec(gate, change):
 
 
 def test_the_label_is_the_one_output_with_a_word_a_row():
-    """Whole numbers or text name the label; else the greatest of the only vector; else nothing does."""
+    """Whole numbers or text name the label; else the greatest of the only vector; else a chance of the second of two."""
     words, shares = np.array(["b", "a"]), np.array([[0.1, 0.9], [0.8, 0.2]], np.float32)
     assert predicted({"label": words, "p": shares}).tolist() == ["b", "a"]
     assert predicted({"p": shares}).tolist() == [1, 0]
     assert predicted({"a": words, "b": words}) is None
-    assert predicted({"score": shares[:, :1]}) is None
+    assert predicted({"chance": shares[:, :1]}).tolist() == [0, 1]
+    assert predicted({"score": 2 - shares[:, :1]}) is None
 
 
 def test_text_outputs_are_compared_as_text():
     """Labels that are words flip when they differ, whatever numpy calls their type."""
     here, there = {"label": np.array(["a", "b"], dtype=object)}, {"label": np.array(["a", "c"])}
     assert rows_flipped(here, there).tolist() == [False, True]
-    assert rows_outside(here, there, 0, 0).tolist() == [False, True]
+    assert rows_outside(here, there, parse(GoldenSet, LIMITS)).tolist() == [False, True]
 
 
 def test_a_gate_runs_as_a_program(tmp_path):

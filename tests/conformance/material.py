@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from made_bundles import CONFIG, MANIFEST, MODEL, answers, classifier, golden_rows, weights
+from made_bundles import CONFIG, MANIFEST, MODEL, answered, answers, classifier, golden_rows, weights
 
 from validation import __main__ as gates
 from validation.bundle import write_bundle
 from validation.contract import EXIT_BAD_SPEC, Bundle, Outcome, Spec, Stable, Verdict, run_task, sha256
+from validation.probes import probe_rows
 
 ROWS = 1000
 ACCURACY = {"name": "accuracy", "at_least": 0.85, "within_training": 0.005, "not_worse_than_stable": 0.02}
@@ -44,8 +45,9 @@ class Material:
     reference: dict[str, np.ndarray]
     model: bytes
     slices: dict[str, Any] = field(default_factory=dict)
-    probes: dict[str, np.ndarray] | None = None
-    probes_reference: dict[str, np.ndarray] | None = None
+    probes: dict[str, np.ndarray] | None = None  # None: as export makes them from the inputs
+    probes_reference: dict[str, np.ndarray] | None = None  # None: what the model itself answers on the probes
+    without_probes: bool = False
     manifest: dict[str, Any] = field(default_factory=dict)
     stable: Material | None = None
     spec: dict[str, Any] = field(default_factory=dict)
@@ -160,10 +162,19 @@ def _lay_out(root: Path, material: Material) -> None:
     if material.slices:
         pq.write_table(table(material.slices), root / "golden/slices.parquet")
     _save(root / "reference", material.reference)
-    if material.probes is not None:
-        (root / "probes").mkdir()
-        pq.write_table(table(material.probes), root / "probes/inputs.parquet")
-        _save(root / "probes" / "reference", material.probes_reference or {})
+    if not material.without_probes:
+        _lay_out_probes(root / "probes", material)
+
+
+def _lay_out_probes(folder: Path, material: Material) -> None:
+    """A case with inputs of which no probes can be made, or a model that does not answer them, has none unless it names them."""
+    arrays = {name: values for name, values in material.inputs.items() if isinstance(values, np.ndarray) and len(values)}
+    probes = material.probes if material.probes is not None else probe_rows(arrays) if arrays else None
+    reference = material.probes_reference if material.probes_reference is not None else probes and answered(material.model, probes)
+    if probes is not None and reference is not None:
+        folder.mkdir()
+        pq.write_table(table(probes), folder / "inputs.parquet")
+        _save(folder / "reference", reference)
 
 
 def _save(folder: Path, arrays: dict[str, np.ndarray]) -> None:
