@@ -211,7 +211,10 @@ def test_the_semantic_version_follows_from_stable(registry: Registry, model: str
     ("files", "reason"),
     [
         ({"notes.txt": b"x"}, "no MLmodel, only notes.txt"),
-        ({"MLmodel": b"flavors: {pytorch: {}, python_function: {}}"}, "flavour is pytorch; supported: sklearn, onnx"),
+        (
+            {"MLmodel": b"flavors: {spacy: {}, python_function: {}}"},
+            "flavour is spacy; supported: sklearn, xgboost, lightgbm, pytorch, keras, tensorflow, onnx",
+        ),
         ({"MLmodel": b"{"}, "MLmodel is no YAML"),
         ({"MLmodel": b"- 1"}, "names no flavors"),
         ({"MLmodel": b"flavors: {sklearn: {pickled_model: ../../x}}"}, "not among the model's files"),

@@ -110,6 +110,11 @@ class OnnxTensor:
     def row_shape(self) -> tuple[int, ...]:
         return self.shape[1:]
 
+    @property
+    def open_axes(self) -> tuple[int, ...]:
+        """Those of `row_shape` whose size is not fixed."""
+        return tuple(axis for axis, size in enumerate(self.row_shape) if size == UNKNOWN)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
