@@ -28,9 +28,8 @@ def insist_on_plain(folder: Path, model: str) -> None:
     for path in files:
         unpacked += _unpacked(path, path.relative_to(folder).as_posix())
     if unpacked > LIMIT_BYTES:
-        raise refused(
-            "artifacts", f"the archives of {model} unpack to {unpacked} bytes; the limit is {LIMIT_BYTES}", "deliver a smaller model"
-        )
+        why = f"the archives of {model} unpack to {unpacked} bytes; the limit is {LIMIT_BYTES}"
+        raise refused("artifacts", why, "deliver a smaller model")
 
 
 def insist_on_bounded(files: int, size: int, model: str) -> None:
@@ -69,9 +68,8 @@ def _unpacked(path: Path, name: str) -> int:
 
 def _insist_on_plain_member(name: str, member: zipfile.ZipInfo) -> None:
     parts = PurePosixPath(member.filename).parts
-    inside = (
-        ".." not in parts and not member.filename.startswith("/") and "\\" not in member.filename and len(member.filename) <= LIMIT_NAME
-    )
+    plain = len(member.filename) <= LIMIT_NAME and "\\" not in member.filename
+    inside = plain and ".." not in parts and not member.filename.startswith("/")
     kind = stat.S_IFMT(member.external_attr >> 16)
     if not inside or kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
         raise _strange(name, f"is an archive whose member {member.filename[:100]!r} leads out of it")

@@ -41,7 +41,7 @@ STAGES = {
     "answer": ("the model cannot answer the golden rows", "check signature and golden set against the model"),
     "convert": (
         "the model cannot be written as ONNX",
-        "replace what the converter does not know; or convert it yourself and log it as ONNX",
+        "replace what the converter does not know, or log the model as ONNX yourself",
     ),
 }
 
@@ -75,7 +75,8 @@ def _export(spec: Spec, evidence: Path, registry: Registry, place: sandbox.Workp
     golden = replace(golden, written_unix_s=registry.golden_set_written(spec.model))
     _insist_on_rows(golden)
     probes = probe_rows(golden.arrays)
-    ended = _sandboxed(flavour, golden, probes, place, limits, evidence)
+    _lay_in(flavour, golden, probes, place)
+    ended = _sandboxed(flavour, place, limits, evidence)
     kept = place.inputs / "model" / flavour.kept if flavour.kept else None
     exported = _exported(place, golden, probes)
     material = Material(version=version, source=source, flavour=flavour, golden=golden, exported=exported, kept=kept)
@@ -120,11 +121,8 @@ def _insist_on_rows(golden: Golden) -> None:
             raise refused("signature", f"input {each.name} has shape [rows] only", advice)
 
 
-def _sandboxed(
-    flavour: Flavour, golden: Golden, probes: Arrays, place: sandbox.Workplace, limits: sandbox.Limits, evidence: Path
-) -> sandbox.Ended:
+def _sandboxed(flavour: Flavour, place: sandbox.Workplace, limits: sandbox.Limits, evidence: Path) -> sandbox.Ended:
     """Runs the child; its log and the tools' versions are evidence whatever comes of it."""
-    _lay_in(flavour, golden, probes, place)
     ended = sandbox.run(CHILD, place, limits)
     (evidence / "sandbox.log").write_text(ended.log)
     (evidence / "tools.json").write_text(json.dumps(tools(flavour), indent=1))
@@ -151,7 +149,8 @@ def _exported(place: sandbox.Workplace, golden: Golden, probes: Arrays) -> Expor
 def _lay_in(flavour: Flavour, golden: Golden, probes: Arrays, place: sandbox.Workplace) -> None:
     import numpy as np
 
-    job = {**asdict(flavour), "inputs": [asdict(each) for each in golden.inputs]}
+    signed = {each.name: each.shape for each in flavour.inputs}
+    job = {**asdict(flavour), "inputs": [asdict(each) | {"open_shape": signed[each.name]} for each in golden.inputs]}
     (place.inputs / "job.json").write_text(json.dumps(job))
     for folder, arrays in (("golden", golden.arrays), ("probes", probes)):
         (place.inputs / folder).mkdir()

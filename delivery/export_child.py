@@ -1,5 +1,6 @@
 """What happens inside export's sandbox: loads the foreign model, lets it answer golden rows and probes, writes it as ONNX.
 
+Each input in the job has its `shape` as in the golden set and `open_shape` as in the signature, with -1 where that leaves a size open.
 Started by `delivery.walls`, never in the process of a task. Reads `job.json`, `model/`, `golden/<i>.npy` and `probes/<i>.npy` from its
 inputs; leaves `model.onnx` and, for each output of the ONNX graph in their order, `<i>.npy` and `probe-<i>.npy`, with `probes.npy` saying
 which probes the model answered. When it cannot, it leaves `trouble.json` with the stage (load, answer, convert) and a sentence. Nothing

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +88,10 @@ def register() -> None:
 
     choices = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
     for package, prefix, module in (("xgboost", "XGB", "XGBoost"), ("lightgbm", "LGBM", "LightGbm")):
-        try:
-            library = importlib.import_module(package)
-            convert = getattr(importlib.import_module(f"onnxmltools.convert.{package}.operator_converters.{module}"), f"convert_{package}")
-        except ImportError:
+        if package not in sys.modules:
             continue
+        library = sys.modules[package]
+        convert = getattr(importlib.import_module(f"onnxmltools.convert.{package}.operator_converters.{module}"), f"convert_{package}")
         for kind, shapes, options in (
             ("Classifier", calculate_linear_classifier_output_shapes, choices),
             ("Regressor", calculate_linear_regressor_output_shapes, {"split": None} if prefix == "LGBM" else None),

@@ -6,6 +6,7 @@ the environment has those and onnxmltools.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,11 +138,8 @@ def _insist_on_inputs(converted: onnx.ModelProto, job: dict[str, Any]) -> None:
 
 
 def _register_boosting() -> None:
-    """Teaches skl2onnx the estimators of xgboost and lightgbm, where this environment has them."""
-    try:
-        import onnxmltools  # noqa: F401 - only to know that it is here
-
+    """Teaches skl2onnx the estimators of xgboost and lightgbm, if the model brought them along."""
+    if {"xgboost", "lightgbm"} & set(sys.modules):
         from delivery.source_boosting import register
-    except ImportError:
-        return
-    register()
+
+        register()
