@@ -20,6 +20,7 @@ from delivery.source import Rows, Trouble, add_code, in_batches
 
 OPSET = 18  # the oldest that torch's exporter writes by itself; older ones go through a converter that does not know all operators
 EXAMPLE_ROWS = 2  # of one row torch would take the batch for a constant
+CLOUDPICKLES = ("mlflow.pytorch.pickle_module", "cloudpickle")
 PICKLE_MODULE = "pickle_module_info.txt"
 
 
@@ -78,10 +79,10 @@ def load(job: dict[str, Any], folder: Path) -> TorchSource:
 
 
 def _unpickled(path: Path) -> Any:
-    """With the pickle module that MLflow notes beside the file."""
+    """With the pickle module that MLflow notes beside the file; what the cloudpickles write, pickle itself reads."""
     note = path.with_name(PICKLE_MODULE)
     named = note.read_text().strip() if note.is_file() else "pickle"
-    pickle = importlib.import_module({"mlflow.pytorch.pickle_module": "cloudpickle"}.get(named, named))
+    pickle = importlib.import_module("pickle" if named in CLOUDPICKLES else named)
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=pickle)
 
 

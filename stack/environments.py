@@ -42,7 +42,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
 OPTIONAL = ("export_boosting", "export_torch", "export_tensorflow")  # heavy frameworks: installed only where a policy asks for them
 ALWAYS = tuple(name for name in ENVIRONMENTS if name not in OPTIONAL)
 RUNNING = tuple(name for name in ALWAYS if name != "tests")  # what the stack needs
-COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "latency_benchmark", "training")
+COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "latency_benchmark", "training", *OPTIONAL)
 """Big servers and programs that live for seconds start much faster from bytecode; uv does not compile by itself."""
 
 ELSEWHERE = {

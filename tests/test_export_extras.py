@@ -78,20 +78,21 @@ def opened(verdict: Verdict) -> OpenBundle:
 
 
 @pytest.mark.parametrize(
-    ("environment", "kind", "outputs"),
+    ("case", "outputs"),
     [
-        ("export_boosting", "xgboost", ["label", "probabilities"]),
-        ("export_torch", "module", ["scores"]),
-        ("export_torch", "pt2", ["scores"]),
-        ("export_torch", "sequences", ["total", "weighted"]),
-        ("export_tensorflow", "keras", ["scores"]),
-        ("export_tensorflow", "saved_model", ["scores"]),
+        (("export_boosting", "xgboost"), ["label", "probabilities"]),
+        (("export_torch", "module"), ["scores"]),
+        (("export_torch", "pt2"), ["scores"]),
+        (("export_torch", "sequences"), ["total", "weighted"]),
+        (("export_tensorflow", "keras"), ["scores"]),
+        (("export_tensorflow", "saved_model"), ["scores"]),
     ],
 )
 def test_a_heavy_flavour_becomes_a_bundle(
-    registry: Registry, model: str, tmp_path: Path, environment: str, kind: str, outputs: list[str]
+    registry: Registry, model: str, tmp_path: Path, case: tuple[str, str], outputs: list[str]
 ) -> None:
     """Inputs and outputs have the signature's names, any batch goes in, and ONNX Runtime answers as the framework did."""
+    environment, kind = case
     with opened(export(registry, model, environment, kind, tmp_path)) as bundle:
         assert [each.name for each in bundle.manifest.outputs] == outputs
         session = onnxruntime.InferenceSession(bundle.model_path)
@@ -117,12 +118,10 @@ def test_the_same_version_gives_the_same_bytes(registry: Registry, model: str, t
 
 
 @pytest.mark.parametrize(
-    ("environment", "kind", "reason"), [("export_torch", "cubes", "own.cube"), ("export_tensorflow", "eigen", "SelfAdjointEigV2")]
+    ("case", "reason"), [(("export_torch", "cubes"), "own.cube"), (("export_tensorflow", "eigen"), "SelfAdjointEigV2")]
 )
-def test_what_cannot_be_converted_is_named(
-    registry: Registry, model: str, tmp_path: Path, environment: str, kind: str, reason: str
-) -> None:
+def test_what_cannot_be_converted_is_named(registry: Registry, model: str, tmp_path: Path, case: tuple[str, str], reason: str) -> None:
     """The refusal names the operator that no converter knows."""
-    verdict = export(registry, model, environment, kind, tmp_path)
+    verdict = export(registry, model, *case, tmp_path)
     assert verdict.outcome is Outcome.FAILED
     assert reason in json.dumps([each.why for each in verdict.findings]), verdict.why

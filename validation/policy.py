@@ -14,7 +14,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,7 +280,7 @@ class Policy:
     latency_benchmark: LatencyBenchmark
     shadow: Shadow
     rollout: Rollout
-    export: Export = Export()
+    export: Export = field(default_factory=Export)
     retrain: Retrain | None = None
 
     def __post_init__(self) -> None:
@@ -330,7 +330,7 @@ def parse(cls: type[Section], row: Mapping[str, Any], place: str = "") -> Sectio
     known = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(row) - set(known)):
         raise BadPolicy(f"unknown key {_at(place, unknown[0])}; allowed here: {', '.join(known)}")
-    needed = [name for name, each in known.items() if each.default is dataclasses.MISSING]
+    needed = [name for name, each in known.items() if each.default is each.default_factory is dataclasses.MISSING]
     if missing := [name for name in needed if name not in row]:
         raise BadPolicy(f"missing key {_at(place, missing[0])}")
     return cls(**{name: _value(hints[name], row[name], _at(place, name)) for name in row})
