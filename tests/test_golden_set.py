@@ -93,7 +93,7 @@ def test_an_artifact_that_is_not_a_model_fails(gate, model):
 def test_a_model_that_raises_on_golden_rows_fails(gate):
     """An error of the runtime on a row is a failed finding with the runtime's reason."""
     broken = helper.make_node("Reshape", ["scores", "label"], ["wrong"])
-    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, None)]))
+    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, ["N"])]))
     assert findings["answers"].outcome is Outcome.FAILED
     assert "Reshape" in findings["answers"].why
 
@@ -231,7 +231,7 @@ def test_a_stable_that_stops_answering_is_inconclusive(gate, tmp_path, monkeypat
         helper.make_node("Cast", ["first"], ["row"], to=TensorProto.INT64),
     ]
     constants = [helper.make_node("Constant", [], [name], value_ints=[value]) for name, value in (("zero", 0), ("one", 1), ("axis", 1))]
-    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, ["N", 1])]
     picky = classifier(weights(), nodes=[*constants, *nodes, few], outputs=outputs)
     rows = golden_rows()
     rows.inputs[450, 0] = 9
@@ -447,7 +447,7 @@ def test_a_shape_that_changes_with_the_rows_fails(gate, monkeypatch):
     findings = gate(
         rows=rows,
         model=classifier(
-            weights(), nodes=[nodes[i] for i in order], outputs=[helper.make_tensor_value_info("some", TensorProto.FLOAT, None)]
+            weights(), nodes=[nodes[i] for i in order], outputs=[helper.make_tensor_value_info("some", TensorProto.FLOAT, ["N", "M"])]
         ),
         reference=right | {"some": right["probabilities"][:, :2]},
         manifest={"signature": signature},
@@ -466,7 +466,8 @@ def test_a_model_that_asks_for_absurd_memory_fails(gate, cells):
         helper.make_node("Expand", ["deep", "size"], ["wide"]),
     ]
     findings = gate(
-        model=classifier(weights(), nodes=nodes, outputs=[helper.make_tensor_value_info("wide", TensorProto.FLOAT, None)]), probes=False
+        model=classifier(weights(), nodes=nodes, outputs=[helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["N", "M", "K"])]),
+        probes=False,
     )
     assert findings["answers"].outcome is Outcome.FAILED
 
