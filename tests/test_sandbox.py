@@ -53,25 +53,11 @@ def hostile(place: Workplace, code: str, limits: Limits = SHORT) -> sandbox.Ende
 
 
 LOADERS = {
-    "pickle",
-    "cPickle",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "skops",
-    "torch",
-    "tensorflow",
-    "keras",
-    "xgboost",
-    "lightgbm",
-    "marshal",
-    "shelve",
+    *("pickle", "cPickle", "dill", "cloudpickle", "joblib", "skops", "marshal", "shelve"),
+    *("torch", "tensorflow", "keras", "xgboost", "lightgbm"),
 }
-BEHIND_THE_WALLS = {
-    "export_child.py",
-    "source.py",
-    *(f"source_{kind}.py" for kind in ("sklearn", "onnx", "boosting", "torch", "tensorflow")),
-}
+FAMILIES = ("sklearn", "onnx", "boosting", "torch", "tensorflow")
+BEHIND_THE_WALLS = {"export_child.py", "source.py", *(f"source_{family}.py" for family in FAMILIES)}
 CODE = ("validation", "delivery", "operators", "stack", "demo", "bench", "dags", "plugins", "docker")
 
 
