@@ -232,7 +232,8 @@ def log_boosted(model: str, flavour: Any, estimator: Any, signature: Any) -> int
 
 
 FRAME = pd.DataFrame({"first column": FEATURES[:, 0].astype(float), "second": FEATURES[:, 1], "count": LABELS, "flag": FEATURES[:, 2] > 0})
-BOOSTED = {
+PICKLED = {"serialization_format": "cloudpickle"}
+BOOSTED: dict[str, Any] = {
     "xgboost-frame": (mlflow.xgboost, lambda: xgboost.XGBClassifier(n_estimators=5).fit(FRAME, LABELS), FRAME),
     "xgboost-matrix": (mlflow.xgboost, lambda: xgboost.XGBRegressor(n_estimators=5).fit(FEATURES, LABELS), FEATURES),
     "xgboost-booster": (
@@ -248,7 +249,7 @@ BOOSTED = {
         FEATURES,
     ),
     "in-a-pipeline": (
-        mlflow.sklearn,
+        None,
         lambda: make_pipeline(StandardScaler(), lightgbm.LGBMClassifier(n_estimators=5, verbose=-1)).fit(FEATURES, LABELS),
         FEATURES,
     ),
@@ -261,12 +262,8 @@ def test_boosted_trees_are_served(registry: Registry, model: str, tmp_path: Path
     flavour, made, taken = BOOSTED[case]
     columns = {name: pa.array(taken[name].to_numpy()) for name in taken} if taken is FRAME else {"features": FEATURE_COLUMN}
     set_golden(registry, model, tmp_path, {**columns, "label": pa.array(LABELS)})
-    options = {"serialization_format": "cloudpickle"} if flavour is mlflow.sklearn else {}
     signature = infer_signature(taken) if taken is FRAME else SIGNATURE
-    if flavour is mlflow.sklearn:
-        version = log_sklearn(model, made(), signature, **options)
-    else:
-        version = log_boosted(model, flavour, made(), signature)
+    version = log_boosted(model, flavour, made(), signature) if flavour else log_sklearn(model, made(), signature, **PICKLED)
     with opened(run(registry, model, version, tmp_path)) as bundle:
         assert len(bundle.manifest.inputs) == len(columns)
         answers_agree(bundle)
@@ -380,7 +377,7 @@ def test_a_missing_number_is_no_empty_cell(registry: Registry, model: str, tmp_p
     frame = pd.DataFrame({"amount": numbers[:, 0]})
     estimator = HistGradientBoostingClassifier(max_iter=3).fit(frame, LABELS)
     set_golden(registry, model, tmp_path, {"amount": pa.array(numbers[:, 0], from_pandas=True), "label": pa.array(LABELS)})
-    with opened(run(registry, model, log_sklearn(model, estimator, infer_signature(frame, LABELS)), tmp_path)) as bundle:
+    with opened(run(registry, model, log_sklearn(model, estimator, infer_signature(frame, LABELS), **PICKLED), tmp_path)) as bundle:
         assert np.isnan(bundle.inputs()["amount"][3])
         assert bundle.inputs()["amount"].dtype == np.float64
         answers_agree(bundle)
