@@ -8,7 +8,17 @@ from hypothesis.extra import numpy as hnp
 
 from validation import golden_quality
 from validation.contract import Outcome
-from validation.golden_quality import DAY_S, Duplicates, determined, few_duplicates, is_numeric, no_leakage, row_hashes, young_enough
+from validation.golden_quality import (
+    DAY_S,
+    Duplicates,
+    determined,
+    few_duplicates,
+    is_numeric,
+    no_leakage,
+    row_hashes,
+    telling_places,
+    young_enough,
+)
 
 TABLES = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 3)), elements=st.integers(0, 3).map(float))
 
@@ -150,6 +160,18 @@ def test_too_few_labels_are_inconclusive(labels):
     finding = no_leakage({"X": values}, labels)
     assert finding.outcome is Outcome.INCONCLUSIVE
     assert finding.advice
+
+
+def test_rare_labels_are_looked_at_first():
+    """Of a million rows with twenty frauds the twenty are among the few that are looked at; numbers are spread evenly."""
+    labels = np.zeros(100_000, int)
+    labels[::5000] = 1
+    places = telling_places(labels, 1000)
+    assert labels[places].sum() == 20
+    assert len(places) <= 1000
+    assert (np.diff(places) > 0).all()
+    assert telling_places(np.linspace(0, 1, 101), 3).tolist() == [0, 50, 100]
+    assert telling_places(np.empty(0), 3).tolist() == []
 
 
 def test_labels_are_classes_or_numbers():

@@ -26,7 +26,7 @@ def findings(tmp_path):
             list(nodes),
             "case",
             [helper.make_tensor_value_info("X", kind, axes)],
-            [helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["N", None])],
             [numpy_helper.from_array(np.array(value), name) for name, value in weights],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
