@@ -269,6 +269,15 @@ def test_boosted_trees_are_served(registry: Registry, model: str, tmp_path: Path
         answers_agree(bundle)
 
 
+def test_boosted_trees_give_the_same_bytes_twice(registry: Registry, model: str, tmp_path: Path) -> None:
+    """Their converter names things at random, if it is let."""
+    flavour, made, _ = BOOSTED["lightgbm-matrix"]
+    golden(registry, model, tmp_path)
+    version = log_boosted(model, flavour, made(), SIGNATURE)
+    first, second = (run(registry, model, version, tmp_path).outputs for _ in range(2))
+    assert first == second
+
+
 def test_a_framework_that_is_not_here_is_asked_for(registry: Registry, model: str, tmp_path: Path) -> None:
     """The refusal names flavour, missing package, the policy's key and the command that installs it."""
     golden(registry, model, tmp_path)
@@ -480,6 +489,15 @@ def test_a_golden_set_that_does_not_fit_is_refused(
     """Empty, without label, without the model's input, of other size or kind: each is named."""
     set_golden(registry, model, tmp_path, columns)
     assert reason in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
+
+
+def test_a_golden_set_that_unpacks_to_too_much_is_refused(
+    registry: Registry, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What parquet says of itself is looked at before it is unpacked."""
+    golden(registry, model, tmp_path)
+    monkeypatch.setattr("delivery.golden.LIMIT_ROWS", ROWS - 1)
+    assert f"has {ROWS} rows that unpack to" in refusal(run(registry, model, log_onnx(model, small_onnx()), tmp_path))
 
 
 def test_a_golden_set_that_is_no_table_is_refused(registry: Registry, model: str, tmp_path: Path) -> None:
