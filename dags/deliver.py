@@ -73,7 +73,11 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
 
 
 def refuse(model: str, why: str) -> DAG:
-    """Stands in for a model whose policy cannot be read: its deliveries wait and say why, one under way is taken back, others go on."""
+    """Stands in for a model whose policy cannot be read: its deliveries wait and say why; the other models go on.
+
+    Airflow brings a run to what its DAG is now: a delivery that was under way loses its tasks, its watch takes the traffic back within
+    seconds, and once the policy is mended the run has all its tasks again and begins anew.
+    """
     dag = DAG(
         dag_id=f"deliver_{model}",
         description=why,
@@ -84,7 +88,7 @@ def refuse(model: str, why: str) -> DAG:
         params=FORM,
     )
     with dag:
-        chain(BrokenPolicy(why=why), Restore(model=model, broken=why).as_teardown())
+        BrokenPolicy(why=why)
     return dag
 
 

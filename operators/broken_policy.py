@@ -16,16 +16,19 @@ TRIES = 200_000  # a month: an event that came meanwhile must not be lost
 
 
 class BrokenPolicy(BaseOperator):
-    """Fails with the policy's error, again and again, under the name of the first task: after the mending that is the real one's turn."""
+    """Fails with the policy's error, again and again, so that the run stays open until the DAG is a delivery again.
+
+    It has a name of its own: a worker may read the mended file before the scheduler does, and must not run one task of the delivery alone.
+    """
 
     def __init__(self, *, why: str, **kwargs: Any) -> None:
         kwargs.update(on_retry_callback=tell_once, on_failure_callback=tell_failure)
-        super().__init__(task_id="claim", retries=TRIES, retry_delay=LOOK_AGAIN, **kwargs)
+        super().__init__(task_id="policy", retries=TRIES, retry_delay=LOOK_AGAIN, **kwargs)
         self.why = why
 
     def execute(self, context: Mapping[str, Any]) -> None:
         del context
-        raise AirflowException(f"{self.why}; nothing was touched: mend the policy, and this delivery goes on by itself")
+        raise AirflowException(f"{self.why}; no traffic is with this delivery: mend the policy, and it goes on by itself")
 
 
 def tell_once(context: Mapping[str, Any]) -> None:

@@ -14,11 +14,6 @@ class Restore(TaskOperator):
     connections = ("mlflow", "director")
     tries_again = 10
 
-    def __init__(self, *, broken: str = "", **kwargs: Any) -> None:
-        """`broken` says why the policy cannot be read, in a delivery that had begun when it broke."""
-        super().__init__(**kwargs)
-        self.broken = broken
-
     def execute(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Also forgets the delivery's jobs, so that a run that a person clears begins anew."""
         outputs: dict[str, Any] = super().execute(context)
@@ -29,8 +24,6 @@ class Restore(TaskOperator):
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
         rows = delivery_verdicts(self.dag, context)
-        if self.broken:
-            rows.append({"task": "policy", "outcome": "error", "why": self.broken})
         promoted = any(row["task"] == "promote" and row["outcome"] == "passed" for row in rows)
         params = context["params"]
         known = [row["outputs"]["artifacts_uri"] for row in verdicts(context, ("claim",)) if "artifacts_uri" in row["outputs"]]

@@ -49,7 +49,7 @@ class TaskOperator(BaseOperator):
     follows_claim: ClassVar[bool] = True
     ui_color = "#d7e8f4"
 
-    def __init__(self, *, policy: Policy | None = None, model: str = "", timeout_s: float = 600, **kwargs: Any) -> None:
+    def __init__(self, *, policy: Policy | None = None, timeout_s: float = 600, **kwargs: Any) -> None:
         kwargs.setdefault("task_id", self.noun)
         kwargs.setdefault("retries", self.tries_again)
         kwargs.setdefault("retry_delay", timedelta(seconds=5))
@@ -59,7 +59,6 @@ class TaskOperator(BaseOperator):
         kwargs.setdefault("on_failure_callback", tell_failure)
         super().__init__(**kwargs)
         self._policy = policy
-        self._model = policy.model if policy else model or "-"
         self.timeout_s = timeout_s
 
     @property
@@ -156,6 +155,10 @@ class TaskOperator(BaseOperator):
             timeout_s=self.timeout_s,
             environ=self._environ(),
         )
+
+    @property
+    def _model(self) -> str:
+        return self._policy.model if self._policy else "-"
 
     def _environ(self) -> dict[str, str]:
         environ: dict[str, str] = {"TASK_KEEPALIVE_S": str(KEEPALIVE_S)} if self.deferrable else {}

@@ -38,6 +38,7 @@ def base(settings: Settings) -> dict[str, str]:
         **kept,
         "PATH": os.environ.get("PATH", os.defpath),
         "PENSTOCK_STATE": str(settings.state),
+        "PENSTOCK_POLICIES": str(settings.policies),  # supervisord hands it on to each program's start, which reads the settings again
         **({"PENSTOCK_SETTINGS": str(Path(os.environ["PENSTOCK_SETTINGS"]).absolute())} if os.environ.get("PENSTOCK_SETTINGS") else {}),
         MARKER: str(settings.state),
         "PYTHONSAFEPATH": "1",  # with the checkout on the path, its folder `docker` would pass for the SDK
@@ -84,7 +85,6 @@ def airflow(settings: Settings, keys: Keys) -> dict[str, str]:
         **{f"AIRFLOW__{name}": value for name, value in sections.items()},
         **triton(settings),
         "PENSTOCK_RUNTIME": "process",
-        "PENSTOCK_POLICIES": str(settings.policies),
         "PENSTOCK_AIRFLOW_URL": settings.airflow_url,
         "PENSTOCK_AIRFLOW_USER": WEBHOOK_USER,
         "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_webhook_password,
@@ -126,6 +126,8 @@ def _airflow_timing() -> dict[str, str]:
         "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
         "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
         "DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",  # else a policy mended within half a minute is read by workers long before
+        "CORE__MIN_SERIALIZED_DAG_FETCH_INTERVAL": "1",
     }
 
 

@@ -104,9 +104,9 @@ def test_every_service_is_supervised(services: dict[str, Service], settings: Set
 
 
 def test_airflow_reads_the_policies_that_the_user_names(settings: Settings, tmp_path: Path):
-    """Its DAGs, its operators and the webhook's receiver all find them by the one variable."""
+    """Its DAGs and the webhook's receiver find them by the one variable, handed on through supervisord."""
     chosen = dataclasses.replace(settings, policies=tmp_path)
-    assert variables.airflow(chosen, Keys())["PENSTOCK_POLICIES"] == str(tmp_path)
+    assert variables.marked(chosen, "scheduler")["PENSTOCK_POLICIES"] == str(tmp_path)
 
 
 def test_a_missing_folder_of_policies_is_named(settings: Settings, tmp_path: Path):
