@@ -3,6 +3,8 @@
 # make check   linters, types, import rules
 # make up      starts the local stack for your own models;   make down stops it;   make status shows it
 # make bench   measures the figures of docs/benchmarks.json   (FULL=1 for the long ones)
+# make extras  installs what exports heavy flavours: XGBoost and LightGBM, PyTorch, TensorFlow (or one: EXTRAS=export_torch)
+# make test-extras   runs their tests
 # make lock    resolves docker/*/requirements.in again
 # make clean   stops the stack and deletes its state folder: environments, data, logs, secrets
 #
@@ -18,7 +20,9 @@ TESTS := $(ENVS)/tests/bin
 ENVIRONMENTS := "$(PYTHON)" stack/bootstrap.py
 CODE := validation delivery operators stack demo bench
 
-.PHONY: demo test check up down status bench lock clean
+EXTRAS ?= extras
+
+.PHONY: demo test check up down status bench extras test-extras lock clean
 .NOTPARALLEL:
 
 demo:
@@ -46,6 +50,13 @@ down status:
 bench:
 	@$(ENVIRONMENTS) running
 	@"$(STACK)" -m bench
+
+extras:
+	@$(ENVIRONMENTS) $(EXTRAS)
+
+test-extras:
+	@$(ENVIRONMENTS) tests $(EXTRAS)
+	"$(TESTS)/pytest" tests/test_export_extras.py
 
 lock:
 	@$(ENVIRONMENTS) --lock

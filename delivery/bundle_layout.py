@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
@@ -12,47 +13,71 @@ from typing import TYPE_CHECKING, Any
 
 from delivery.findings import refused
 from delivery.flavours import Flavour
-from delivery.golden import Golden, write_golden
-from delivery.onnx_file import Outline
+from delivery.golden import Golden, write_golden, write_inputs
 from delivery.registry import ModelVersion, SourceRun
 from delivery.semantic_version import Subject
 from delivery.triton_config import Port, render
 from validation.bundle import BadBundle, Tensor, read_bundle, write_bundle
 from validation.contract import Bundle, canonical_json, upload
+from validation.drift import sketch_batches
+from validation.onnx_file import Outline
 
 if TYPE_CHECKING:
     import numpy as np
 
-TOOLS = ("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy")
+TOOLS = (
+    *("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy", "xgboost-cpu", "lightgbm", "onnxmltools"),
+    *("torch", "onnxscript", "tensorflow-cpu", "keras", "tf2onnx"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What came out of the sandbox, checked: the ONNX file's bytes and outline, and the source model's answers by output name."""
+    """What came out of the sandbox, checked: the ONNX file's bytes and outline, and the source model's answers by output name.
+
+    `probes` are the probe rows that it answered; `probes_left_out` is how many it refused.
+    """
 
     onnx: bytes
     outline: Outline
     answers: Mapping[str, np.ndarray]
+    probes: Mapping[str, np.ndarray]
+    probe_answers: Mapping[str, np.ndarray]
+    probes_left_out: int
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """With every size known: ONNX leaves some open and the answers have them all."""
-        return tuple(Tensor(name=each.name, dtype=each.dtype, shape=_row_shape(self.answers[each.name])) for each in self.outline.outputs)
+        return tuple(
+            Tensor(name=each.name, dtype=each.dtype, shape=_row_shape(self.answers[each.name]), dynamic=each.open_axes)
+            for each in self.outline.outputs
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """All that a bundle is made of, but for its semantic version."""
+    """All that a bundle is made of, but for its semantic version. `kept` is a folder of the source model that goes along as it is."""
 
     version: ModelVersion
     source: SourceRun
     flavour: Flavour
     golden: Golden
     exported: Exported
+    kept: Path | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        return tuple(Tensor(name=each.name, dtype=each.dtype, shape=each.shape) for each in self.golden.inputs)
+        """In the order of the golden set's inputs; which axes are open, the ONNX file says."""
+        open_axes = {each.name: each.open_axes for each in self.exported.outline.inputs}
+        return tuple(
+            Tensor(name=each.name, dtype=each.dtype, shape=each.shape, dynamic=open_axes[each.name]) for each in self.golden.inputs
+        )
+
+    @property
+    def baselines(self) -> dict[str, Any]:
+        """Sketches by column of the golden inputs and of the source model's answers to them, to compare later samples with."""
+        ways = {"inputs": self.golden.arrays, "outputs": self.exported.answers}
+        return {way: {name: each.to_json() for name, each in sketch_batches([arrays]).items()} for way, arrays in ways.items()}
 
     @property
     def subject(self) -> Subject:
@@ -84,9 +109,16 @@ def manifest(material: Material, semantic_version: str) -> dict[str, Any]:
         "git_commit": material.source.git_commit,
         "training_metrics": dict(material.source.metrics),
         "framework_versions": tools(material.flavour),
-        "golden_set": {"uri": golden.address.uri, "sha256": golden.address.sha256, "rows": golden.rows},
-        "baselines": {},
+        "golden_set": _golden_set(golden, material.exported),
+        "baselines": material.baselines,
     }
+
+
+def _golden_set(golden: Golden, exported: Exported) -> dict[str, Any]:
+    probes = len(next(iter(exported.probes.values())))
+    row = {"uri": golden.address.uri, "sha256": golden.address.sha256, "rows": golden.rows}
+    row |= {"probes": probes, "probes_left_out": exported.probes_left_out}
+    return row if golden.written_unix_s is None else row | {"written_unix_s": golden.written_unix_s}
 
 
 def tools(flavour: Flavour) -> dict[str, str]:
@@ -96,24 +128,35 @@ def tools(flavour: Flavour) -> dict[str, str]:
 
 
 def _lay_out(root: Path, material: Material, semantic_version: str) -> None:
-    import numpy as np
-
     model = root / material.version.model
     (model / "1").mkdir(parents=True)
     (model / "1" / "model.onnx").write_bytes(material.exported.onnx)
     (model / "config.pbtxt").write_text(_config(material))
     write_golden(material.golden, root / "golden")
-    (root / "reference").mkdir()
-    for name, answer in material.exported.answers.items():
-        np.save(root / "reference" / f"{name}.npy", answer, allow_pickle=False)
+    _write_answers(material.exported.answers, root / "reference")
+    write_inputs(material.golden.inputs, material.exported.probes, root / "probes")
+    _write_answers(material.exported.probe_answers, root / "probes" / "reference")
+    if material.kept is not None:
+        shutil.copytree(material.kept, root / "source" / material.kept.name)
     (root / "manifest.json").write_text(canonical_json(manifest(material, semantic_version)))
 
 
+def _write_answers(answers: Mapping[str, np.ndarray], folder: Path) -> None:
+    import numpy as np
+
+    folder.mkdir()
+    for name, answer in answers.items():
+        np.save(folder / f"{name}.npy", answer, allow_pickle=False)
+
+
 def _config(material: Material) -> str:
-    inputs = [Port(name=each.name, dtype=each.dtype, shape=each.shape) for each in material.inputs]
     flat = {name for name, answer in material.exported.answers.items() if answer.ndim == 1}
-    outputs = [Port(name=each.name, dtype=each.dtype, shape=each.shape, scalar=each.name in flat) for each in material.exported.outputs]
+    inputs, outputs = ([_port(each, flat) for each in tensors] for tensors in (material.inputs, material.exported.outputs))
     return render(material.version.model, inputs, outputs)
+
+
+def _port(tensor: Tensor, flat: Collection[str]) -> Port:
+    return Port(name=tensor.name, dtype=tensor.dtype, shape=tensor.shape, scalar=tensor.name in flat, open_axes=tensor.dynamic)
 
 
 def _row_shape(answer: np.ndarray) -> tuple[int, ...]:
@@ -122,7 +165,10 @@ def _row_shape(answer: np.ndarray) -> tuple[int, ...]:
 
 
 def _rows(tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
-    return [{"name": each.name, "dtype": each.dtype, "shape": list(each.shape)} for each in tensors]
+    return [
+        {"name": each.name, "dtype": each.dtype, "shape": list(each.shape)} | ({"dynamic": list(each.dynamic)} if each.dynamic else {})
+        for each in tensors
+    ]
 
 
 def _installed(name: str) -> str:

@@ -2,7 +2,8 @@
 
 Downloads model and golden set, lets `delivery.export_child` load, question and convert the model behind the sandbox's walls, looks at what
 was left there as at a stranger's data, and writes the bundle to the source run's artifacts. The model itself is never loaded in this
-process. The same version exported twice gives the same bytes.
+process. The same version exported twice gives the same bytes. A framework that is heavy has an environment of its own (`Export` in
+`validation.policy`); a flavour that this environment cannot load is refused by name.
 """
 
 from __future__ import annotations
@@ -12,32 +13,36 @@ import json
 import re
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from delivery import sandbox
+from delivery.artifacts import insist_on_bounded, insist_on_plain
 from delivery.bundle_layout import Exported, Material, publish, tools
 from delivery.findings import Refusal, failed, passed, refused
 from delivery.flavours import Flavour, read_flavour
 from delivery.golden import Golden, read_golden
-from delivery.onnx_file import LIMIT_BYTES, UNKNOWN, OnnxTensor, Outline, outline
 from delivery.registry import SEMANTIC_VERSION, ModelVersion, NoGoldenSet, NotRegistered, Registry
 from delivery.semantic_version import next_version
-from validation.bundle import Manifest, Tensor, read_bundle
+from validation.bundle import Manifest, Tensor, read_array, read_bundle
 from validation.contract import BadSpec, Decision, Finding, Spec
+from validation.onnx_file import LIMIT_BYTES, UNKNOWN, BadModel, OnnxTensor, Outline, check_onnx_bytes
+from validation.probes import Arrays, probe_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
 CHILD = "delivery.export_child"
 ANSWER_LIMIT_BYTES = 1 << 30
-MODEL_LIMIT_BYTES = 4 << 30
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}")  # becomes a file name in the bundle
 STAGES = {
-    "load": ("the model cannot be loaded", "log it with versions like those of the export environment"),
+    "load": ("the model cannot be loaded", "log it with versions like those of the environment that the policy names in [export]"),
     "answer": ("the model cannot answer the golden rows", "check signature and golden set against the model"),
-    "convert": ("the model cannot be written as ONNX", "skl2onnx must know the estimator; or convert it yourself and log it as ONNX"),
+    "convert": (
+        "the model cannot be written as ONNX",
+        "replace what the converter does not know, or log the model as ONNX yourself",
+    ),
 }
 
 
@@ -57,6 +62,8 @@ def export(spec: Spec, evidence: Path, registry: Registry, limits: sandbox.Limit
             return _export(spec, evidence, registry, place, limits)
         except Refusal as refusal:
             return refusal.decision
+        except BadModel as error:
+            return Decision(findings=(failed("onnx", str(error), advice=error.advice),))
         except (NotRegistered, NoGoldenSet) as error:
             return Decision(findings=(failed("source", str(error), advice="the registry must name run, files and golden set"),))
 
@@ -64,32 +71,55 @@ def export(spec: Spec, evidence: Path, registry: Registry, limits: sandbox.Limit
 def _export(spec: Spec, evidence: Path, registry: Registry, place: sandbox.Workplace, limits: sandbox.Limits) -> Decision:
     version = registry.version(spec.model, spec.version)
     source, flavour = registry.run(version.run_id), read_flavour(_fetched(version, registry, place))
-    golden = read_golden(registry.golden_set(spec.model), flavour.inputs)
+    golden = read_golden(registry.golden_set(spec.model), flavour.inputs, _named(spec))
+    golden = replace(golden, written_unix_s=registry.golden_set_written(spec.model))
     _insist_on_rows(golden)
-    ended = _sandboxed(flavour, golden, place, limits, evidence)
-    material = Material(version=version, source=source, flavour=flavour, golden=golden, exported=_exported(place, golden))
+    probes = probe_rows(golden.arrays)
+    _lay_in(flavour, golden, probes, place)
+    ended = _sandboxed(flavour, place, limits, evidence)
+    kept = _kept(place, flavour, version)
+    exported = _exported(place, golden, probes)
+    material = Material(version=version, source=source, flavour=flavour, golden=golden, exported=exported, kept=kept)
     semantic_version = next_version(material.subject, _stable_manifest(spec), _taken(version, registry))
     bundle = publish(material, semantic_version, f"{spec.inputs['artifacts_uri']}/bundle.tar")
-    why = f"{flavour.kind} model as ONNX opset {material.exported.outline.opset}; the source model answered {golden.rows} golden rows"
+    why = (
+        f"{flavour.kind} model as ONNX opset {exported.outline.opset}; the source model answered {golden.rows} golden rows "
+        f"and {_count(exported.probes)} of {_count(probes)} probes"
+    )
     outputs = {"bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256, "semantic_version": semantic_version}
     return Decision(findings=(passed("exported", why), _walls(ended)), outputs=outputs)
 
 
 def _fetched(version: ModelVersion, registry: Registry, place: sandbox.Workplace) -> Path:
     """The model's files below the sandbox's inputs."""
-    held = registry.files(version)
-    if not held:
+    files, size = registry.size(version)
+    if not files:
         raise refused("artifacts", f"{version.name} has no artifacts", "log the model again and register that")
+    insist_on_bounded(files, size, version.name)
     with tempfile.TemporaryDirectory(prefix="download-", dir=place.root) as folder:
         fetched = registry.download(version, Path(folder))
         shutil.move(fetched, place.inputs / "model")
     model = place.inputs / "model"
-    if not model.is_dir():
+    if not model.is_dir() or model.is_symlink():
         raise refused("artifacts", f"the artifact of {version.name} is a single file and not a model", "register what log_model wrote")
-    size = sum(path.stat().st_size for path in model.rglob("*") if path.is_file())
-    if size > MODEL_LIMIT_BYTES:
-        raise refused("artifacts", f"{version.name} has {size} bytes; the limit is {MODEL_LIMIT_BYTES}", "deliver a smaller model")
+    insist_on_plain(model, version.name)
     return model
+
+
+def _named(spec: Spec) -> tuple[str, ...]:
+    """Columns of the golden set that the policy names and the gate will need."""
+    columns = spec.limits.get("columns", [])
+    if not isinstance(columns, (list, tuple)) or not all(isinstance(each, str) for each in columns):
+        raise BadSpec(f"limits.columns is {columns!r}; expected a list of names")
+    return tuple(columns)
+
+
+def _kept(place: sandbox.Workplace, flavour: Flavour, version: ModelVersion) -> Path | None:
+    """The folder that goes into the bundle; looked at once more, because a lenient place may have let the model at it."""
+    if flavour.kept is None:
+        return None
+    insist_on_plain(place.inputs / "model" / flavour.kept, version.name)
+    return place.inputs / "model" / flavour.kept
 
 
 def _insist_on_rows(golden: Golden) -> None:
@@ -99,9 +129,8 @@ def _insist_on_rows(golden: Golden) -> None:
             raise refused("signature", f"input {each.name} has shape [rows] only", advice)
 
 
-def _sandboxed(flavour: Flavour, golden: Golden, place: sandbox.Workplace, limits: sandbox.Limits, evidence: Path) -> sandbox.Ended:
+def _sandboxed(flavour: Flavour, place: sandbox.Workplace, limits: sandbox.Limits, evidence: Path) -> sandbox.Ended:
     """Runs the child; its log and the tools' versions are evidence whatever comes of it."""
-    _lay_in(flavour, golden, place)
     ended = sandbox.run(CHILD, place, limits)
     (evidence / "sandbox.log").write_text(ended.log)
     (evidence / "tools.json").write_text(json.dumps(tools(flavour), indent=1))
@@ -109,26 +138,32 @@ def _sandboxed(flavour: Flavour, golden: Golden, place: sandbox.Workplace, limit
     return ended
 
 
-def _exported(place: sandbox.Workplace, golden: Golden) -> Exported:
+def _exported(place: sandbox.Workplace, golden: Golden, probes: Arrays) -> Exported:
     """What the child left, looked at as a stranger's data."""
     try:
         data = sandbox.read_result(place, "model.onnx", LIMIT_BYTES)
-        sketch = outline(data)
-        answers = {each.name: _answer(place, number, each, golden.rows) for number, each in enumerate(sketch.outputs)}
+        sketch = check_onnx_bytes(data)
+        answers = {each.name: _answer(place, f"{number}.npy", each, golden.rows) for number, each in enumerate(sketch.outputs)}
+        probed = _places(place, _count(probes))
+        edges = {each.name: _answer(place, f"probe-{number}.npy", each, len(probed)) for number, each in enumerate(sketch.outputs)}
     except sandbox.NoResult as error:
         raise refused("exported", f"the model's own code left no result: {error}", "the evidence holds the sandbox's log") from error
     _insist_on_inputs(sketch, golden)
-    return Exported(onnx=data, outline=sketch, answers=answers)
+    asked = {name: values[probed] for name, values in probes.items()}
+    left_out = _count(probes) - len(probed)
+    return Exported(onnx=data, outline=sketch, answers=answers, probes=asked, probe_answers=edges, probes_left_out=left_out)
 
 
-def _lay_in(flavour: Flavour, golden: Golden, place: sandbox.Workplace) -> None:
+def _lay_in(flavour: Flavour, golden: Golden, probes: Arrays, place: sandbox.Workplace) -> None:
     import numpy as np
 
-    job = {**asdict(flavour), "inputs": [asdict(each) for each in golden.inputs]}
+    signed = {each.name: each.shape for each in flavour.inputs}
+    job = {**asdict(flavour), "inputs": [asdict(each) | {"open_shape": signed[each.name]} for each in golden.inputs]}
     (place.inputs / "job.json").write_text(json.dumps(job))
-    (place.inputs / "golden").mkdir()
-    for number, each in enumerate(golden.inputs):
-        np.save(place.inputs / "golden" / f"{number}.npy", golden.arrays[each.name], allow_pickle=False)
+    for folder, arrays in (("golden", golden.arrays), ("probes", probes)):
+        (place.inputs / folder).mkdir()
+        for number, each in enumerate(golden.inputs):
+            np.save(place.inputs / folder / f"{number}.npy", arrays[each.name], allow_pickle=False)
 
 
 def _insist_on_end(ended: sandbox.Ended, place: sandbox.Workplace) -> None:
@@ -150,22 +185,42 @@ def _trouble(place: sandbox.Workplace) -> tuple[str, str] | None:
     return (stage, why) if stage in STAGES else None
 
 
-def _answer(place: sandbox.Workplace, number: int, output: OnnxTensor, rows: int) -> np.ndarray:
-    """The source model's answers for one output: data of the right kind, one row for each golden row. Never a pickle."""
+def _places(place: sandbox.Workplace, probes: int) -> np.ndarray:
+    """Which probes the source model answered, in their order."""
+    import numpy as np
+
+    places = _array(place, "probes.npy", "the answered probes")
+    ordered = places.ndim == 1 and places.dtype == np.int64 and bool((np.diff(places) > 0).all())
+    if not ordered or not ((places >= 0) & (places < probes)).all():
+        raise sandbox.NoResult(f"the answered probes are {places.dtype} {list(places.shape)}; expected places below {probes}, in order")
+    return places
+
+
+def _array(place: sandbox.Workplace, file: str, what: str) -> np.ndarray:
+    data = sandbox.read_result(place, file, ANSWER_LIMIT_BYTES)
+    try:
+        return read_array(io.BytesIO(data), len(data))
+    except (ValueError, EOFError, OSError) as error:
+        raise sandbox.NoResult(f"{what} cannot be read: {error}") from error
+
+
+def _answer(place: sandbox.Workplace, file: str, output: OnnxTensor, rows: int) -> np.ndarray:
+    """The source model's answers for one output: data of the right kind, one row for each row asked. Never a pickle."""
     import numpy as np
 
     if not OUTPUT_NAME.fullmatch(output.name):
         raise refused("onnx", f"output {output.name[:100]!r} cannot be a file name", f"rename it to match {OUTPUT_NAME.pattern}")
-    try:
-        answer: np.ndarray = np.load(io.BytesIO(sandbox.read_result(place, f"{number}.npy", ANSWER_LIMIT_BYTES)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise sandbox.NoResult(f"the answers for output {output.name} cannot be read: {error}") from error
+    answer = _array(place, file, f"the answers for output {output.name}")
     wanted = Tensor(name=output.name, dtype=output.dtype, shape=()).numpy_dtype
     same = answer.dtype.kind == "U" if wanted == "object" else answer.dtype == np.dtype(wanted)
     if not same or answer.shape[:1] != (rows,) or not _same_shape(answer.shape[1:], output.row_shape):
         found = f"{answer.dtype} {list(answer.shape)}"
         raise sandbox.NoResult(f"the answers for output {output.name} are {found}; expected {output.dtype} for {rows} rows")
     return answer
+
+
+def _count(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _same_shape(found: tuple[int, ...], declared: tuple[int, ...]) -> bool:

@@ -1,15 +1,16 @@
-"""What happens inside export's sandbox: loads the foreign model, lets it answer the golden rows, writes it as ONNX.
+"""What happens inside export's sandbox: loads the foreign model, lets it answer golden rows and probes, writes it as ONNX.
 
-Started by `delivery.walls`, never in the process of a task. Reads `job.json`, `model/` and `golden/<i>.npy` from its inputs; leaves
-`model.onnx` and one `<i>.npy` for each output of the ONNX graph, in their order. When it cannot, it leaves `trouble.json` with the stage
-(load, answer, convert) and a sentence. Nothing outside believes what it leaves without looking.
+Each input in the job has its `shape` as in the golden set and `open_shape` as in the signature, with -1 where that leaves a size open.
+Started by `delivery.walls`, never in the process of a task. Reads `job.json`, `model/`, `golden/<i>.npy` and `probes/<i>.npy` from its
+inputs; leaves `model.onnx` and, for each output of the ONNX graph in their order, `<i>.npy` and `probe-<i>.npy`, with `probes.npy` saying
+which probes the model answered. When it cannot, it leaves `trouble.json` with the stage (load, answer, convert) and a sentence. Nothing
+outside believes what it leaves without looking.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
-import re
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -17,126 +18,100 @@ from typing import Any
 
 import numpy as np
 
-SENTENCE = 400  # characters
-OPSETS = {"": 17, "ai.onnx.ml": 3}  # ONNX 1.12: what every ONNX Runtime in Triton images since 2022 reads
-BATCH_ROWS = 256
+from delivery.source import SENTENCE, Rows, Source, Trouble, staged
 
-
-class Trouble(Exception):
-    """A stage that did not work, and why."""
-
-    def __init__(self, stage: str, why: str) -> None:
-        super().__init__(why)
-        self.stage = stage
+MODULES = {
+    "sklearn": "delivery.source_sklearn",
+    "onnx": "delivery.source_onnx",
+    "xgboost": "delivery.source_boosting",
+    "lightgbm": "delivery.source_boosting",
+    "pytorch": "delivery.source_torch",
+    "tensorflow": "delivery.source_tensorflow",
+    "keras": "delivery.source_tensorflow",
+}
 
 
 def main(inputs: Path, outputs: Path) -> None:
     job = json.loads((inputs / "job.json").read_text())
-    export = {"sklearn": export_sklearn, "onnx": export_onnx}[job["kind"]]
     try:
-        export(job, inputs, outputs)
+        _export(job, inputs, outputs)
     except Trouble as trouble:
         traceback.print_exc()
         (outputs / "trouble.json").write_text(json.dumps({"stage": trouble.stage, "why": str(trouble)[:SENTENCE]}))
 
 
-def export_sklearn(job: dict[str, Any], inputs: Path, outputs: Path) -> None:
-    model = _stage("load", lambda: _load(job, inputs / "model"))
-    features = _features(job, _golden(job, inputs))
-    answers = _stage("answer", lambda: _answers(model, features))
-    converted = _stage("convert", lambda: _convert(model, job, keep=len(answers)))
-    (outputs / "model.onnx").write_bytes(converted.SerializeToString())
-    for number, (output, answer) in enumerate(zip(converted.graph.output, answers, strict=True)):
-        _save(outputs / f"{number}.npy", _as_output(answer, output))
+def _export(job: dict[str, Any], inputs: Path, outputs: Path) -> None:
+    source: Source = staged("load", lambda: importlib.import_module(MODULES[job["kind"]]).load(job, inputs / "model"))
+    rows = _rows(job, inputs / "golden")
+    answers = staged("answer", lambda: source.answer(rows))
+    probed, places = staged("answer", lambda: _probed(source.answer, _rows(job, inputs / "probes"), answers))
+    converted = staged("convert", source.convert)
+    _insist_on_outputs(converted, answers)
+    _plain(converted)
+    (outputs / "model.onnx").write_bytes(converted.SerializeToString(deterministic=True))
+    np.save(outputs / "probes.npy", places)
+    for number, output in enumerate(converted.graph.output):
+        _save(outputs / f"{number}.npy", _as_output(answers[number], output))
+        _save(outputs / f"probe-{number}.npy", _as_output(probed[number], output))
 
 
-def export_onnx(job: dict[str, Any], inputs: Path, outputs: Path) -> None:
-    """Weights in files beside the model (the way mlflow.onnx writes) are taken into the one file; ONNX refuses those elsewhere."""
-    import onnx
-
-    model = _stage("load", lambda: onnx.load(inputs / "model" / job["file"]))
-    data = model.SerializeToString()
-    answers = _stage("answer", lambda: _run_onnx(data, _golden(job, inputs)))
-    (outputs / "model.onnx").write_bytes(data)
-    for number, answer in enumerate(answers):
-        _save(outputs / f"{number}.npy", np.asarray(answer))
+def _rows(job: dict[str, Any], folder: Path) -> Rows:
+    return {each["name"]: _strings(np.load(folder / f"{number}.npy")) for number, each in enumerate(job["inputs"])}
 
 
-def _load(job: dict[str, Any], folder: Path) -> Any:
-    if job["code"]:
-        sys.path.insert(0, str(folder / job["code"]))
-    path = folder / job["file"]
-    if job["format"] == "skops":
-        import skops.io
-
-        return skops.io.load(path, trusted=skops.io.get_untrusted_types(file=path))  # the walls guard, not a list of types
-    import cloudpickle
-
-    with path.open("rb") as file:
-        return cloudpickle.load(file)
+def _strings(values: np.ndarray) -> np.ndarray:
+    """Frameworks take words as objects, not as text of a fixed width."""
+    return values.astype(object) if values.dtype.kind == "U" else values
 
 
-def _golden(job: dict[str, Any], inputs: Path) -> dict[str, np.ndarray]:
-    return {each["name"]: np.load(inputs / "golden" / f"{number}.npy") for number, each in enumerate(job["inputs"])}
+def _probed(answer: Callable[[Rows], list[np.ndarray]], rows: Rows, golden: list[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Answers to the probes that the model takes, and their places; one that it refuses says nothing about the export."""
+    count = len(next(iter(rows.values())))
+    parts = list(_answered(answer, rows, 0, count))
+    places = np.array([place for start, stop, _ in parts for place in range(start, stop)], dtype=np.int64)
+    empty = [each[:0] for each in golden]
+    return [np.concatenate([none, *(part[number] for _, _, part in parts)]) for number, none in enumerate(empty)], places
 
 
-def _features(job: dict[str, Any], golden: dict[str, np.ndarray]) -> Any:
-    """One array, or a data frame under the columns' own names, as the model was trained."""
-    if not job["frame"]:
-        return next(iter(golden.values()))
-    import pandas as pd
-
-    return pd.DataFrame({each["column"]: golden[each["name"]].reshape(-1) for each in job["inputs"]})
-
-
-def _answers(model: Any, features: Any) -> list[np.ndarray]:
-    """In the order of skl2onnx's outputs: label and probabilities of a classifier, one value of a regressor."""
-    from sklearn.base import is_classifier, is_regressor
-
-    if is_regressor(model):
-        return [np.asarray(model.predict(features)).reshape(len(features), -1)]
-    if not is_classifier(model):
-        raise Trouble("answer", f"{type(model).__name__} is neither a classifier nor a regressor")
-    answers = [np.asarray(model.predict(features))]
-    if hasattr(model, "predict_proba"):
-        answers.append(np.asarray(model.predict_proba(features)))
-    return answers
+def _answered(answer: Callable[[Rows], list[np.ndarray]], rows: Rows, start: int, stop: int) -> Any:
+    """Halves the rows until what is refused stands alone."""
+    if start == stop:
+        return
+    try:
+        yield start, stop, answer({name: values[start:stop] for name, values in rows.items()})
+    except Exception:
+        if stop - start == 1:
+            return
+        middle = (start + stop) // 2
+        yield from _answered(answer, rows, start, middle)
+        yield from _answered(answer, rows, middle, stop)
 
 
-def _convert(model: Any, job: dict[str, Any], *, keep: int) -> Any:
-    """A fixed graph name, because the default is a random one and equal exports must give equal bytes."""
-    from skl2onnx import convert_sklearn
-
-    options = {id(model): {"zipmap": False}} if hasattr(model, "predict_proba") else None
-    types = [_initial_type(each) for each in job["inputs"]]
-    converted = convert_sklearn(model, name="penstock", initial_types=types, options=options, target_opset=OPSETS)
-    _insist_on_inputs(converted, job)
-    del converted.graph.output[keep:]  # scores of a classifier without probabilities
-    return converted
+def _insist_on_outputs(converted: Any, answers: list[np.ndarray]) -> None:
+    if len(converted.graph.output) != len(answers):
+        names = ", ".join(each.name for each in converted.graph.output)[:200]
+        raise Trouble("convert", f"the model gives {len(answers)} outputs, the ONNX graph has {names}")
 
 
-def _initial_type(described: dict[str, Any]) -> tuple[str, Any]:
-    """skl2onnx finds a frame's columns by their own names and makes the names plain itself."""
-    from skl2onnx.common import data_types
-
-    kinds = {
-        "FP32": data_types.FloatTensorType,
-        "FP64": data_types.DoubleTensorType,
-        "INT64": data_types.Int64TensorType,
-        "INT32": data_types.Int32TensorType,
-        "BOOL": data_types.BooleanTensorType,
-        "BYTES": data_types.StringTensorType,
-    }
-    if described["dtype"] not in kinds:
-        raise Trouble("convert", f"input {described['name']} is {described['dtype']}; scikit-learn models take {', '.join(kinds)}")
-    return described["column"] or described["name"], kinds[described["dtype"]]([None, *described["shape"]])
+def _plain(model: Any) -> None:
+    """Without what converters note of the place: paths, stack traces, random graph names. Equal exports must give equal bytes."""
+    model.graph.name = "penstock"
+    model.ClearField("metadata_props")
+    model.ClearField("doc_string")
+    for graph in (model.graph, *model.functions):
+        _forget_notes(graph)
 
 
-def _insist_on_inputs(converted: Any, job: dict[str, Any]) -> None:
-    found, wanted = {each.name for each in converted.graph.input}, {each["name"] for each in job["inputs"]}
-    if found != wanted:
-        odd = sorted(found ^ wanted)
-        raise Trouble("convert", f"inputs {', '.join(odd)[:200]} are in the signature or in the ONNX graph, but not in both")
+def _forget_notes(graph: Any) -> None:
+    groups = (getattr(graph, name, ()) for name in ("input", "output", "value_info", "initializer"))
+    nodes = list(graph.node)
+    for each in (graph, *nodes, *(row for group in groups for row in group if not isinstance(row, str))):
+        each.ClearField("doc_string")
+        each.ClearField("metadata_props")
+    for node in nodes:
+        for attribute in node.attribute:
+            for inner in [attribute.g] * attribute.HasField("g") + list(attribute.graphs):
+                _forget_notes(inner)
 
 
 def _as_output(answer: np.ndarray, output: Any) -> np.ndarray:
@@ -147,28 +122,6 @@ def _as_output(answer: np.ndarray, output: Any) -> np.ndarray:
     return answer.astype(str) if kind == onnx.TensorProto.STRING else answer.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
 
 
-def _run_onnx(data: bytes, golden: dict[str, np.ndarray]) -> list[np.ndarray]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    rows = len(next(iter(golden.values())))
-    names = [each.name for each in session.get_inputs()]
-    parts = [session.run(None, {name: golden[name][at : at + BATCH_ROWS] for name in names}) for at in range(0, rows, BATCH_ROWS)]
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-
 def _save(path: Path, answer: np.ndarray) -> None:
     """Text as fixed-width text: an array of objects would be a pickle."""
     np.save(path, answer.astype(str) if answer.dtype == object else answer, allow_pickle=False)
-
-
-def _stage(stage: str, work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except Trouble:
-        raise
-    except Exception as error:
-        why = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
-        raise Trouble(stage, why) from error

@@ -1,14 +1,14 @@
 """The golden set of a model: rows with known answers, read from the address that the registered model names, brought into a model's inputs.
 
 `export` calls it. The file is one parquet table with the input columns and `label`. It decides nothing about the answers, but a set that is
-missing, empty, changed or without the right columns is refused here, by name.
+missing, empty, changed or without the right columns is refused here, by name. Other columns are kept where the policy names them.
 """
 
 from __future__ import annotations
 
 import math
 import urllib.error
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,37 +25,56 @@ if TYPE_CHECKING:
 LABEL = "label"
 UNKNOWN_SIZE = -1
 LIMIT_BYTES = 1 << 30
+LIMIT_UNPACKED_BYTES = 8 << 30
+LIMIT_ROWS = 20_000_000
 ADVICE = "write it again, and set the registered model's tags penstock.golden_set.uri and penstock.golden_set.sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Golden rows as the model takes them: `arrays` by input name, shape [rows, *shape]; `inputs` with every size known."""
+    """Golden rows as the model takes them: `arrays` by input name, shape [rows, *shape]; `inputs` with every size known.
+
+    `slices` holds the columns that the policy's slices and rankings go by.
+    """
 
     address: Bundle
     rows: int
     inputs: tuple[Input, ...]
     arrays: dict[str, np.ndarray]
     labels: pa.Array
+    slices: pa.Table | None = None
+    written_unix_s: float | None = None
 
 
-def read_golden(address: Bundle, inputs: Iterable[Input]) -> Golden:
+def read_golden(address: Bundle, inputs: Iterable[Input], named: Iterable[str] = ()) -> Golden:
     """Raises `Refusal` naming what is wrong with the set; a server that does not answer stays an `OSError`."""
     table = _table(address)
     arrays = {each.name: _array(table, each) for each in inputs}
     known = tuple(replace(each, shape=arrays[each.name].shape[1:]) for each in inputs)
-    return Golden(address=address, rows=table.num_rows, inputs=known, arrays=arrays, labels=_label(table))
+    slices = [_named(table, name) for name in sorted(set(named))]
+    kept = table.select(slices) if slices else None
+    return Golden(address=address, rows=table.num_rows, inputs=known, arrays=arrays, labels=_label(table), slices=kept)
 
 
 def write_golden(golden: Golden, folder: Path) -> None:
-    """`inputs.parquet` with one column an input (flat lists of fixed size where a row is more than one value) and `labels.parquet`."""
+    """`inputs.parquet`, `labels.parquet`, and `slices.parquet` where there are some."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_inputs(golden.inputs, golden.arrays, folder)
+    pq.write_table(pa.table({LABEL: golden.labels}), folder / "labels.parquet")
+    if golden.slices is not None:
+        pq.write_table(golden.slices.replace_schema_metadata(None), folder / "slices.parquet")
+
+
+def write_inputs(inputs: Iterable[Input], arrays: Mapping[str, np.ndarray], folder: Path) -> None:
+    """`inputs.parquet` with one column an input; flat lists of fixed size where a row is more than one value."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True)
-    columns = {each.name: _column(golden.arrays[each.name], each) for each in golden.inputs}
+    columns = {each.name: _column(arrays[each.name], each) for each in inputs}
     pq.write_table(pa.table(columns), folder / "inputs.parquet")
-    pq.write_table(pa.table({LABEL: golden.labels}), folder / "labels.parquet")
 
 
 def _table(address: Bundle) -> pa.Table:
@@ -64,12 +83,33 @@ def _table(address: Bundle) -> pa.Table:
 
     data = _data(address)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        found = pq.ParquetFile(pa.BufferReader(data))
+        _insist_on_bounded(found.metadata, address)
+        table = found.read()
     except (pa.ArrowException, OSError) as error:
         raise _bad(f"{address.uri} is no parquet file: {str(error)[:200]}") from error
     if table.num_rows == 0:
         raise _bad(f"{address.uri} has no rows")
     return table
+
+
+def _insist_on_bounded(metadata: Any, address: Bundle) -> None:
+    """A few kilobytes of parquet can unpack to more than any memory: what it says of itself is looked at first."""
+    size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    if metadata.num_rows > LIMIT_ROWS or size > LIMIT_UNPACKED_BYTES:
+        limits = f"the limits are {LIMIT_ROWS} and {LIMIT_UNPACKED_BYTES}"
+        raise _bad(f"{address.uri} has {metadata.num_rows} rows that unpack to {size} bytes; {limits}")
+
+
+def _named(table: pa.Table, name: str) -> str:
+    """A column that the policy names: one plain value a row."""
+    import pyarrow as pa
+
+    if name not in table.column_names:
+        raise _bad(f"the policy names the column {name!r}; its columns are {', '.join(table.column_names)[:200]}")
+    if pa.types.is_nested(table.column(name).type):
+        raise _bad(f"column {name!r}, which the policy names, must have one value in every row")
+    return name
 
 
 def _data(address: Bundle) -> bytes:
@@ -112,9 +152,9 @@ def _values(column: Any, name: str, wanted: Input) -> np.ndarray:
     rows, array = len(column), column.combine_chunks()
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     flat = array.flatten() if pa.types.is_nested(array.type) else array
-    if array.null_count or flat.null_count:
+    if array.null_count + flat.null_count and not (array is flat and pa.types.is_floating(flat.type)):
         raise _bad(f"column {name!r} has empty cells")
-    values = np.asarray(flat.to_numpy(zero_copy_only=False))
+    values = np.asarray(flat.to_numpy(zero_copy_only=False))  # an empty cell among floats is a missing value: NaN, as pandas writes it
     _fits(values, name, wanted)
     try:
         return values.astype(_numpy(wanted.dtype)).reshape(rows, *_sizes(wanted.shape, values.size // rows))

@@ -7,6 +7,7 @@ truth, so all that a delivery must remember lies there as tags (named in the con
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import urllib.parse
@@ -34,6 +35,7 @@ PROMOTING = "penstock.promoting"  # set before the gateway's stable changes, rem
 SEMANTIC_VERSION = "penstock.semantic_version"
 BUNDLE_URI, BUNDLE_SHA256 = "penstock.bundle.uri", "penstock.bundle.sha256"
 GOLDEN_URI, GOLDEN_SHA256 = "penstock.golden_set.uri", "penstock.golden_set.sha256"  # on the registered model
+GOLDEN_WRITTEN = "penstock.golden_set.written_unix_s"  # beside them, for policies with a limit on the golden set's age
 WAITING_S = 24 * 3600.0  # older than this, a version without an outcome is no reason to stop another: its delivery is dead, or nobody's
 WHY_LIMIT = 500  # characters: a sentence, also where a store has short tag columns
 
@@ -197,6 +199,30 @@ class Registry:
             if not tags.get(key):
                 raise NoGoldenSet(f"registered model {model} has no tag {key}")
         return Bundle(uri=http_address(self.tracking_uri, tags[GOLDEN_URI]), sha256=tags[GOLDEN_SHA256])
+
+    def golden_set_written(self, model: str) -> float | None:
+        """Unix time at which the golden set was written, if the registered model says it. Raises `NoGoldenSet` for what is no time."""
+        text = _there(self._client.get_registered_model, model, what=f"model {model}").tags.get(GOLDEN_WRITTEN)
+        try:
+            written = float(text) if text else None
+        except ValueError:
+            written = math.nan
+        if written is not None and not 0 < written < math.inf:
+            raise NoGoldenSet(f"registered model {model}: tag {GOLDEN_WRITTEN} is {text!r}; expected seconds since 1970")
+        return written
+
+    def size(self, version: ModelVersion) -> tuple[int, int]:
+        """Number of all files and folders of a version, and their bytes, from the server's listing."""
+        from mlflow.artifacts import list_artifacts
+
+        folders, files, total = [self.source(version)], 0, 0
+        while folders:
+            folder = folders.pop()
+            rows = _there(list_artifacts, folder, tracking_uri=self.tracking_uri, what=f"the artifacts of {version.name}")
+            folders += [f"{folder}/{each.path.rsplit('/', 1)[-1]}" for each in rows if each.is_dir]
+            files += len(rows)
+            total += sum(int(each.file_size or 0) for each in rows)
+        return files, total
 
     def wanted(self, model: str, trigger: Trigger) -> list[ModelVersion]:
         """Versions that carry the marker and never had a delivery, but for dry runs, oldest first. An unknown model has none.

@@ -15,12 +15,20 @@ MAX_BATCH_SIZE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """An input or output: Triton's dtype word, shape of one row. `scalar` marks an ONNX output of shape [rows]: one plain value a row."""
+    """An input or output: Triton's dtype word, shape of one row.
+
+    `scalar` marks an ONNX output of shape [rows]: one plain value a row. `open_axes` are those of `shape` that requests may vary.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     scalar: bool = False
+    open_axes: tuple[int, ...] = ()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return tuple(-1 if axis in self.open_axes and not self.scalar else size for axis, size in enumerate(self.shape))
 
 
 def render(model: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> str:
@@ -42,7 +50,7 @@ def render(model: str, inputs: Iterable[Port], outputs: Iterable[Port]) -> str:
 
 def _port(port: Port) -> str:
     reshape = " reshape { shape: [ ] }" if port.scalar else ""
-    return f"{{ name: {_text(port.name)} data_type: {_type(port.dtype)} dims: {_dims(port.shape)}{reshape} }}"
+    return f"{{ name: {_text(port.name)} data_type: {_type(port.dtype)} dims: {_dims(port.dims)}{reshape} }}"
 
 
 def _warmup(inputs: list[Port]) -> list[str]:

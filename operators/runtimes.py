@@ -133,7 +133,8 @@ class ProcessRuntime:
     def _spawn(self, job: Job, folder: Path) -> None:
         python = self.state / "envs" / job.environment / "bin" / "python"
         if not python.exists():
-            raise CannotStart(f"environment {job.environment!r} is not installed ({python} is missing): run `make up` once")
+            advice = "run `make up` once, or `make extras` for an optional one"
+            raise CannotStart(f"environment {job.environment!r} is not installed ({python} is missing): {advice}")
         (folder / "out").mkdir()
         (folder / "spec.json").write_text(job.spec_json)
         command = ["/bin/sh", "-c", _RECORD, "penstock-job", "timeout", "--foreground", "--kill-after=10"]

@@ -30,6 +30,9 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "envoy": (),
     "triton": (),
     "export": ("delivery", "validation"),
+    "export_boosting": ("delivery", "validation"),
+    "export_torch": ("delivery", "validation"),
+    "export_tensorflow": ("delivery", "validation"),
     "golden_set": ("validation",),
     "distribution": ("validation",),
     "latency_benchmark": ("validation",),
@@ -37,9 +40,17 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "training": ("demo",),
     "tests": PACKAGES,
 }
-RUNNING = tuple(name for name in ENVIRONMENTS if name != "tests")  # what the stack needs
-COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "distribution", "latency_benchmark", "training")
+OPTIONAL = ("export_boosting", "export_torch", "export_tensorflow")  # heavy frameworks: installed only where a policy asks for them
+ALWAYS = tuple(name for name in ENVIRONMENTS if name not in OPTIONAL)
+RUNNING = tuple(name for name in ALWAYS if name != "tests")  # what the stack needs
+COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "distribution", "latency_benchmark", "training", *OPTIONAL)
 """Big servers and programs that live for seconds start much faster from bytecode; uv does not compile by itself."""
+
+ELSEWHERE = {
+    "export_torch": "PyPI has no build of torch for CPUs; say in UV_EXTRA_INDEX_URL where PyTorch's index of those is, or in UV_FIND_LINKS "
+    "which folder holds its wheel; the lock has that of Python 3.11 on x86_64"
+}
+"""What to do where an environment's packages are not all found."""
 
 INSTALLED_LAST = {"tests": ("opentelemetry-proto",)}
 """xds-protos ships an old copy of these modules. uv installs in parallel, so which copy stays would be chance: these are laid on top."""
@@ -103,7 +114,7 @@ def _make(name: str, state: Path, uv: Path) -> float:
     (home / "stamp").unlink(missing_ok=True)
     compiled = ["--compile-bytecode"] if name in COMPILED else []
     sync = [str(uv), "pip", "sync", "-q", "--require-hashes", *compiled, "--python", str(home / "bin" / "python"), str(lock)]
-    _run(sync, name)
+    _run(sync, f"{name} ({ELSEWHERE[name]})" if name in ELSEWHERE else name)
     for package in INSTALLED_LAST.get(name, ()):
         _run([*sync, "--reinstall-package", package], name)
     (home / "python").write_text(_python(home))
@@ -149,6 +160,8 @@ def _install_uv(home: Path, lock: Path) -> None:
 def _run(command: list[str], name: str) -> None:
     """Runs an installer; its own words are the reason when it fails."""
     environment = {key: value for key, value in os.environ.items() if key not in {"VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME"}}
+    if "PIP_FIND_LINKS" in os.environ:  # a machine's folder of wheels, which uv does not know by pip's name
+        environment.setdefault("UV_FIND_LINKS", os.environ["PIP_FIND_LINKS"])
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode != 0:
         words = (done.stderr or done.stdout).strip()[-2000:]
@@ -157,16 +170,28 @@ def _run(command: list[str], name: str) -> None:
 
 def resolve_locks(state: Path) -> None:
     """Writes every `docker/<name>/requirements.txt` anew from its `requirements.in`: versions and hashes, no addresses."""
-    options = ["--universal", "--generate-hashes", "--no-emit-index-url", "--no-header", "--upgrade", "--python-version", "3.11"]
+    options = [
+        "--universal",
+        "--generate-hashes",
+        "--no-emit-index-url",
+        "--no-emit-find-links",
+        "--no-header",
+        "--upgrade",
+        "--python-version",
+        "3.11",
+    ]
     uv = str(find_uv(state))
-    for path in sorted((ROOT / "docker").glob("*/requirements.in")):
+    for path in sorted((ROOT / "docker").glob("*/requirements.in"), key=lambda path: (path.parent.name in ELSEWHERE, path)):
         wanted = path.relative_to(ROOT)  # the lock quotes this path
         _run([uv, "pip", "compile", "-q", *options, str(wanted), "-o", str(wanted.with_suffix(".txt"))], path.parent.name)
 
 
 def main(arguments: list[str]) -> int:
-    """Names of environments; `all` is every one, `running` every one that the stack needs. `--lock` resolves the locks instead."""
-    groups = {"all": tuple(ENVIRONMENTS), "running": RUNNING}
+    """Names of environments; `running` is every one that the stack needs, `all` those and the tests', `extras` the optional ones.
+
+    `--lock` resolves the locks instead.
+    """
+    groups = {"all": ALWAYS, "running": RUNNING, "extras": OPTIONAL}
     names = [name for word in arguments for name in groups.get(word, (word,))]
     start = time.monotonic()
     try:

@@ -85,7 +85,7 @@ dynamic_batching {{ }}
 MANIFEST: dict[str, Any] = {
     "model": MODEL,
     "version": 1,
-    "semantic_version": "1.0.0",
+    "semantic_version": "v1.0.0",
     "signature": {
         "inputs": [{"name": "X", "dtype": "FP32", "shape": [SIZE]}],
         "outputs": [

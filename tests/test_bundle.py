@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from made_bundles import MODEL, SIZE, answers, classifier, golden_rows, make_bun
 from onnx import TensorProto, helper
 
 from validation import bundle as bundle_module
-from validation.bundle import BadBundle, Manifest, read_bundle, write_bundle
+from validation.bundle import BadBundle, Manifest, read_array, read_bundle, write_bundle
 from validation.contract import BadSpec, Bundle, sha256
 
 
@@ -228,6 +229,54 @@ def test_a_reference_is_never_unpickled(tmp_path):
     reference = {"label": np.array([print] * 600, dtype=object)}
     with read_bundle(make_bundle(tmp_path, reference=reference)) as bundle, pytest.raises(BadBundle, match=r"reference/label\.npy"):
         bundle.reference()
+
+
+def header(shape: str, dtype: str = "<f4") -> bytes:
+    """The start of an .npy file of format 1.0."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("(600, 1099511627776)"),
+        header("(600, 3)") + bytes(600 * 3 * 4 - 1),
+        header("(600, 3)") + bytes(600 * 3 * 4 + 1),
+        header("(600, -3)"),
+        header("(600,)", "|O") + pickle.dumps(1),
+        header("(600, 3)")[:40],
+        b"",
+    ],
+)
+def test_an_array_holds_what_its_header_says(tmp_path, data):
+    """A few bytes that promise terabytes are refused before numpy makes room for them."""
+    bundle = make_bundle(tmp_path, change=lambda root: (root / "reference/label.npy").write_bytes(data))
+    with read_bundle(bundle) as opened, pytest.raises(BadBundle, match=r"reference/label\.npy"):
+        opened.reference()
+
+
+@pytest.mark.parametrize("values", [np.arange(6), np.zeros((3, 0)), np.array(["a", "äö"]), np.ones((1, 1)), np.ones((2, 2), order="F")])
+def test_honest_arrays_are_read(values):
+    """Every shape, order and text."""
+    sink = io.BytesIO()
+    np.save(sink, values)
+    size = sink.tell()
+    sink.seek(0)
+    assert np.array_equal(read_array(sink, size), values)
+
+
+def test_rows_are_counted_before_they_are_unpacked(tmp_path):
+    """Parquet packs millions of equal rows into a few bytes."""
+    many = pa.table({"label": pa.array(np.zeros(5_000_000, np.int64))})
+    with spoil(tmp_path, "golden/labels.parquet", many) as opened, pytest.raises(BadBundle, match="5000000 rows"):
+        opened.labels()
+
+
+def test_a_manifest_without_end_is_refused():
+    """Brackets in brackets would fill the stack of the reader."""
+    with pytest.raises(BadBundle, match="RecursionError"):
+        Manifest.from_json(b'{"a":' + b"[" * 200_000)
 
 
 def external(tensor: TensorProto) -> TensorProto:

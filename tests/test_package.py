@@ -37,7 +37,7 @@ def test_a_bundle_becomes_a_repository(registry: Registry, version: int, tmp_pat
         f"{MODEL}/config.pbtxt",
     ]
     tags = registry.version(MODEL, version).tags
-    assert (tags[SEMANTIC_VERSION], tags[BUNDLE_URI], tags[BUNDLE_SHA256]) == ("1.0.0", bundle.uri, bundle.sha256)
+    assert (tags[SEMANTIC_VERSION], tags[BUNDLE_URI], tags[BUNDLE_SHA256]) == ("v1.0.0", bundle.uri, bundle.sha256)
 
 
 def test_packaging_twice_leaves_the_same_folder(registry: Registry, version: int, tmp_path: Path) -> None:

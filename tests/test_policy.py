@@ -54,6 +54,22 @@ def without(rows, place):
     return copied
 
 
+def test_an_export_has_an_environment_that_there_is(rows):
+    """Without a word it is the light one; an unknown word is refused with those that are known."""
+    assert parse(Policy, rows).export.environment == "export"
+    assert parse(Policy, rows | {"export": {"environment": "export_torch"}}).export.environment == "export_torch"
+    with pytest.raises(BadPolicy, match=r"export\.environment is 'torch'; allowed: export, export_boosting"):
+        parse(Policy, rows | {"export": {"environment": "torch"}})
+
+
+def test_columns_beside_inputs_and_label_are_named(rows):
+    """Slices and rankings go by columns of the golden set that the model need not see."""
+    ranked = {"name": "ndcg", "at_least": 0.5, "not_worse_than_stable": 0.01, "group": "query"}
+    changes = {"slices": [{"column": "region", "values": ["north"]}], "metrics": [*rows["golden_set"]["metrics"], ranked]}
+    assert parse(GoldenSet, rows["golden_set"] | changes).columns == ("query", "region")
+    assert parse(GoldenSet, rows["golden_set"]).columns == ()
+
+
 def test_the_example_is_read_as_it_stands():
     """The policy that the demo uses and people copy is a good one."""
     policy = read_policy(DIGITS)

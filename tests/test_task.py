@@ -18,6 +18,7 @@ from operators import task as task_module
 from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
 from operators.distribution import SUITE_BYTES, Distribution
+from operators.export import Export
 from operators.golden_set import GoldenSet
 from operators.promote import Promote
 from operators.restore import Restore
@@ -29,7 +30,8 @@ from operators.task import VerdictTrigger, job_name
 from operators.traffic_shift import TrafficShift
 from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
 from validation.policy import Distribution as SectionOfDistribution
-from validation.policy import Policy, parse, read_policy, section
+from validation.policy import Export as ExportSection
+from validation.policy import Policy, Slice, parse, read_policy, section
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
 CLAIM = {
@@ -113,6 +115,17 @@ def use(monkeypatch: pytest.MonkeyPatch):
         return runtime
 
     return choose
+
+
+def test_export_runs_where_the_models_framework_is(use) -> None:
+    """The policy names the environment, and the spec the golden set's columns that the gate will need."""
+    use(None)
+    heavy = replace(POLICY, export=ExportSection(environment="export_torch"))
+    sliced = replace(POLICY.golden_set, slices=(Slice(column="region", values=("north",)),))
+    for policy, environment, columns in ((POLICY, "export", []), (replace(heavy, golden_set=sliced), "export_torch", ["region"])):
+        operator = Export(policy=policy)
+        job = operator.job(Spec(task="export", model="digits", version=1, delivery="d", evidence_uri="file:///e"))
+        assert (job.environment, operator.limits({})) == (environment, {"columns": columns})
 
 
 def test_a_passed_verdict_passes_and_is_recorded(use, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ This module runs no model and imports no framework; an ONNX file is only searche
 | <model>/1/model.onnx           | the model                                                                              |
 | golden/inputs.parquet          | one column per input; vectors and tensors as flat lists of fixed size; row order counts |
 | golden/labels.parquet          | column `label`                                                                         |
-| golden/slices.parquet          | the golden set's other columns (slices, queries), if it has any; same rows             |
+| golden/slices.parquet          | columns of the golden set that the policy names (slices, queries), if any; same rows    |
 | reference/<output name>.npy    | what the source model answered on the golden rows, first axis = rows                   |
 | probes/inputs.parquet          | rows at the edges of the features' ranges (`validation.probes`), like golden/inputs     |
 | probes/reference/<output>.npy  | what the source model answered on the probes                                           |
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import tarfile
 import tempfile
@@ -87,8 +88,9 @@ class Tensor:
 class Manifest:
     """`manifest.json`: what the bundle holds and where it came from.
 
-    `golden_set` has the keys uri, sha256 and rows, and `written_unix_s` where it is known; `baselines` the keys inputs and outputs, each
-    a sketch of `validation.drift` by column: of the golden inputs, and of the source model's answers on them.
+    `golden_set` has the keys uri, sha256 and rows; `probes` and `probes_left_out`, the numbers of probe rows that the source model answered
+    and refused; and `written_unix_s` where it is known. `baselines` has the keys inputs and outputs, each a sketch of `validation.drift`
+    by column: of the golden inputs, and of the source model's answers on them.
     """
 
     model: str
@@ -116,7 +118,7 @@ class Manifest:
         """Raises `BadBundle` naming the key that is missing, unknown or unreadable."""
         try:
             return cls(**_manifest_row(json.loads(data)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadBundle(f"{MANIFEST}: {error!r}; expected format {FORMAT} with signature and {', '.join(_manifest_keys())}") from error
 
     def __post_init__(self) -> None:
@@ -323,12 +325,12 @@ def _table(path: Path, rows: int) -> pa.Table:
 
     name = f"{path.parent.name}/{path.name}"
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        if file.metadata.num_rows != rows:  # before its columns are unpacked: a few bytes can promise any number
+            raise BadBundle(f"{name} has {file.metadata.num_rows} rows, the manifest says {rows}")
+        return file.read()
     except (pa.ArrowException, OSError) as error:
         raise BadBundle(f"{name} is no readable parquet file: {error}") from error
-    if table.num_rows != rows:
-        raise BadBundle(f"{name} has {table.num_rows} rows, the manifest says {rows}")
-    return table
 
 
 def read_column(table: pa.Table, name: str, dtype: str | None, shape: tuple[int, ...]) -> np.ndarray:
@@ -349,14 +351,32 @@ def read_column(table: pa.Table, name: str, dtype: str | None, shape: tuple[int,
 
 
 def _array(path: Path, name: str, rows: int) -> np.ndarray:
-    import numpy as np
-
     try:
-        array: np.ndarray = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:
+            array = read_array(file, path.stat().st_size)
     except (ValueError, OSError, EOFError) as error:
         raise BadBundle(f"{name} is no readable array: {error}") from error
     if array.ndim == 0 or array.shape[0] != rows:
         raise BadBundle(f"{name} has shape {list(array.shape)}, the manifest says {rows} rows")
+    return array
+
+
+def read_array(file: BinaryIO, size: int) -> np.ndarray:
+    """An .npy file of `size` bytes that holds what its header says; never a pickle. Raises `ValueError`, `EOFError` or `OSError`.
+
+    The header is looked at first: of a few bytes that promise terabytes, numpy would make the array before it reads.
+    """
+    import numpy as np
+
+    version = np.lib.format.read_magic(file)
+    if version not in {(1, 0), (2, 0)}:
+        raise ValueError(f"format {version} of .npy files is not read")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"its header says {dtype} {list(shape)[:8]}, and {size - file.tell()} bytes follow")
+    file.seek(0)
+    array: np.ndarray = np.load(file, allow_pickle=False)
     return array
 
 

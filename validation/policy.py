@@ -14,7 +14,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     **dict.fromkeys(("log_loss", "calibration_error", "rmse", "mae", "mape"), False),
 }
 UNBOUNDED = ("log_loss", "rmse", "mae", "mape")  # margins of these are shares of the value: a unit must not change a verdict
+EXPORT_ENVIRONMENTS = ("export", "export_boosting", "export_torch", "export_tensorflow")
 NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
@@ -104,6 +105,16 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Where the model is exported: `export` for scikit-learn and ONNX, an environment of its own for each family of heavy frameworks."""
+
+    environment: str = "export"
+
+    def __post_init__(self) -> None:
+        _one_of((self.environment,), EXPORT_ENVIRONMENTS, "export.environment")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How far one output may be from the source model's, and on how many rows; the others keep the section's own numbers."""
 
@@ -148,6 +159,11 @@ class GoldenSet:
     duplicates_permille: int = 10
     max_age_days: float | None = None
     traffic_drift: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the golden set that the gate needs beside inputs and label: of slices, and of a ranking's queries."""
+        return tuple(sorted({*(each.column for each in self.slices), *(each.group for each in self.metrics if each.group)}))
 
     def __post_init__(self) -> None:
         _within(self.min_rows, 1, math.inf, "golden_set.min_rows")
@@ -314,6 +330,7 @@ class Policy:
     latency_benchmark: LatencyBenchmark
     shadow: Shadow
     rollout: Rollout
+    export: Export = field(default_factory=Export)
     retrain: Retrain | None = None
 
     def __post_init__(self) -> None:
@@ -363,7 +380,7 @@ def parse(cls: type[Section], row: Mapping[str, Any], place: str = "") -> Sectio
     known = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(row) - set(known)):
         raise BadPolicy(f"unknown key {_at(place, unknown[0])}; allowed here: {', '.join(known)}")
-    needed = [name for name, each in known.items() if each.default is dataclasses.MISSING]
+    needed = [name for name, each in known.items() if each.default is each.default_factory is dataclasses.MISSING]
     if missing := [name for name in needed if name not in row]:
         raise BadPolicy(f"missing key {_at(place, missing[0])}")
     return cls(**{name: _value(hints[name], row[name], _at(place, name)) for name in row})

@@ -18,7 +18,7 @@ def test_the_first_version_is_stable(world: World) -> None:
     version = world.version(1)
     assert (world.registry.alias(MODEL, "production"), world.share().stable) == (1, 1)
     assert version is not None
-    assert version.tags["penstock.semantic_version"] == "1.0.0"
+    assert version.tags["penstock.semantic_version"] == "v1.0.0"
     assert 0.85 < float(version.tags["penstock.baseline.accuracy"]) <= 1
     assert 0 < float(version.tags["penstock.baseline.p50_ms"]) <= float(version.tags["penstock.baseline.p99_ms"])
     assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "distribution", "latency_benchmark")} == {"passed"}
