@@ -208,7 +208,7 @@ def test_the_same_model_is_not_refused(name):
 @pytest.mark.parametrize("name", [each for each in DRAWN if each != "calibration_error"])
 def test_large_losses_fail(name):
     """Twenty times the margin is found on 1,000 rows in nearly all golden sets (calibration error needs more rows: its bias is unknown)."""
-    assert passed(name, DRAWN[name], 20 * MARGIN, draws=60, seed=53)[Outcome.FAILED] >= 0.95
+    assert passed(name, DRAWN[name], 20 * MARGIN, draws=60, seed=53)[Outcome.FAILED] >= 0.9
 
 
 def test_equal_log_losses_of_other_rows_are_not_failed():

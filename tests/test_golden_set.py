@@ -93,7 +93,7 @@ def test_an_artifact_that_is_not_a_model_fails(gate, model):
 def test_a_model_that_raises_on_golden_rows_fails(gate):
     """An error of the runtime on a row is a failed finding with the runtime's reason."""
     broken = helper.make_node("Reshape", ["scores", "label"], ["wrong"])
-    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, None)]))
+    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, ["N"])]))
     assert findings["answers"].outcome is Outcome.FAILED
     assert "Reshape" in findings["answers"].why
 
@@ -231,7 +231,7 @@ def test_a_stable_that_stops_answering_is_inconclusive(gate, tmp_path, monkeypat
         helper.make_node("Cast", ["first"], ["row"], to=TensorProto.INT64),
     ]
     constants = [helper.make_node("Constant", [], [name], value_ints=[value]) for name, value in (("zero", 0), ("one", 1), ("axis", 1))]
-    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, None)]
+    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, ["N", 1])]
     picky = classifier(weights(), nodes=[*constants, *nodes, few], outputs=outputs)
     rows = golden_rows()
     rows.inputs[450, 0] = 9
@@ -291,6 +291,33 @@ def test_empty_probes_are_inconclusive(gate):
             np.save(each, np.load(each)[:0])
 
     assert gate(change=spoil)["feature_extremes"].outcome is Outcome.INCONCLUSIVE
+
+
+def labels_with_nan(root):
+    labels = golden_rows().labels.astype(float)
+    labels[17] = np.nan
+    pq.write_table(pa.table({"label": labels}), root / "golden/labels.parquet")
+
+
+def inputs_with_nan(root):
+    inputs = golden_rows().inputs.copy()
+    inputs[17, 2] = np.nan
+    pq.write_table(
+        pa.table({"X": pa.FixedSizeListArray.from_arrays(pa.array(inputs.ravel()), inputs.shape[1])}), root / "golden/inputs.parquet"
+    )
+
+
+def reference_with_nan(root):
+    path = root / "reference/probabilities.npy"
+    values = np.load(path)
+    values[17, 2] = np.nan
+    np.save(path, values)
+
+
+@pytest.mark.parametrize("change", [labels_with_nan, inputs_with_nan, reference_with_nan])
+def test_nan_anywhere_is_never_passed(gate, change):
+    """One NaN among labels, inputs that the model cannot take, or the source model's answers."""
+    assert worst(each.outcome for each in gate(change=change).values()) is not Outcome.PASSED
 
 
 # Slices, and the set itself
@@ -420,7 +447,7 @@ def test_a_shape_that_changes_with_the_rows_fails(gate, monkeypatch):
     findings = gate(
         rows=rows,
         model=classifier(
-            weights(), nodes=[nodes[i] for i in order], outputs=[helper.make_tensor_value_info("some", TensorProto.FLOAT, None)]
+            weights(), nodes=[nodes[i] for i in order], outputs=[helper.make_tensor_value_info("some", TensorProto.FLOAT, ["N", "M"])]
         ),
         reference=right | {"some": right["probabilities"][:, :2]},
         manifest={"signature": signature},
@@ -439,7 +466,8 @@ def test_a_model_that_asks_for_absurd_memory_fails(gate, cells):
         helper.make_node("Expand", ["deep", "size"], ["wide"]),
     ]
     findings = gate(
-        model=classifier(weights(), nodes=nodes, outputs=[helper.make_tensor_value_info("wide", TensorProto.FLOAT, None)]), probes=False
+        model=classifier(weights(), nodes=nodes, outputs=[helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["N", "M", "K"])]),
+        probes=False,
     )
     assert findings["answers"].outcome is Outcome.FAILED
 

@@ -543,6 +543,14 @@ def test_a_value_that_is_no_number_never_passes(judge, pair, place, bad, side):
     assert found.advice
 
 
+def test_a_quotient_that_overflows_never_passes():
+    """Readable numbers whose share is none are inconclusive, however wide the margin."""
+    great, small = spread(np.full(100, 1e140)), spread(np.full(100, 1e-140), scale=1e-140)
+    for judge in (paired_share, paired):
+        assert judge(small, replace(great, scale=1e-149), 1e149).outcome is not Outcome.FAILED
+    assert paired_share(great, small, 1e149).outcome is Outcome.INCONCLUSIVE
+
+
 @pytest.mark.parametrize("field", ["estimate", "scale", "over", "under"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_statistic_that_is_no_number_never_passes(field, bad):

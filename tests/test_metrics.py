@@ -179,6 +179,42 @@ def test_contributions_of_several_classes_carry_it_too(name):
     assert stated == pytest.approx(np.std([each.estimate for each in found]), rel=0.25)
 
 
+def test_scales_say_what_a_lost_row_costs():
+    """Of scores from 0 to 1 what a row can cost at most, or loses without any information; of losses the loss itself."""
+    labels = np.array([1] * 10 + [0] * 90)
+    scores = np.linspace(1, 0, 100)
+    rare = Answers(labels=labels, predicted=np.array([1] * 8 + [0] * 90 + [1] * 2), scores=scores, classes=(0, 1))
+    turned = replace(rare, labels=1 - labels, predicted=1 - rare.predicted)
+    found = {name: contributions(policy_metric(name), rare) for name in CLASSES}
+    assert found["auc"].scale == pytest.approx(0.5 / 0.1)
+    assert contributions(policy_metric("auc"), turned).scale == pytest.approx(0.5 / 0.1)
+    assert found["f1"].scale == pytest.approx((2 - 0.8) / 0.2)
+    assert (found["accuracy"].scale, found["calibration_error"].scale) == (1, 1)
+    assert found["log_loss"].scale == found["log_loss"].estimate
+    assert {contributions(policy_metric(name), numbers()).scale / value(name, numbers()) for name in NUMBERS} == {1}
+    assert contributions(policy_metric("ndcg"), queries()).scale == 1
+
+
+def test_a_lost_row_of_several_classes_costs_two_of_them():
+    """It is a hit less for one class and a false alarm more for another; AUC's scale is a class's, as one of three."""
+    labels = np.repeat([0, 1, 2], 100)
+    said = Answers(labels=labels, predicted=labels, scores=np.eye(3)[labels], classes=(0, 1, 2))
+    assert contributions(policy_metric("f1"), said).scale == pytest.approx((1 / (2 / 3) + 1 / (2 / 3)) / 3)
+    assert contributions(policy_metric("auc"), said).scale == pytest.approx(0.5 / (1 / 3) / 3)
+
+
+def test_the_bias_of_calibration_error_is_bounded():
+    """Of a calibrated model's estimate all is bias: on average as much as the bound says, to 2 %."""
+    rng = np.random.default_rng(6)
+    chances = rng.uniform(0, 1, (300, 500))
+    found = [
+        contributions(policy_metric("calibration_error"), Answers(labels=(rng.random(500) < each).astype(int), scores=each, classes=(0, 1)))
+        for each in chances
+    ]
+    estimate, bound = np.mean([each.estimate for each in found]), np.mean([each.over for each in found])
+    assert estimate == pytest.approx(bound, rel=0.02)
+
+
 # Findings
 
 
@@ -246,6 +282,22 @@ def test_a_logged_value_that_the_metric_cannot_have_shows_nothing(name, logged):
         not_worse_than_logged(name, policy_metric(name), answers(name), logged=logged, margin=0.005, error=0.05)
 
 
+def test_the_ends_of_a_metrics_range_can_be_logged():
+    """An accuracy of 0 or 1 is possible; of an error of 0 nothing is a share."""
+    judge = {"margin": 0.005, "error": 0.05}
+    assert not_worse_than_logged("a", policy_metric("accuracy"), two_classes(), logged=0, **judge).outcome is Outcome.PASSED
+    assert not_worse_than_logged("a", policy_metric("accuracy"), two_classes(), logged=1, **judge).outcome is Outcome.FAILED
+    assert not_worse_than_logged("a", policy_metric("rmse"), numbers(), logged=0, **judge).outcome is Outcome.INCONCLUSIVE
+    assert not_worse_than_logged("a", policy_metric("rmse"), numbers(), logged=2, **judge).outcome is Outcome.PASSED
+
+
+def test_numbers_in_an_array_of_objects_are_numbers():
+    """Tables with gaps or mixed types come as objects."""
+    said = numbers()
+    objects = replace(said, labels=said.labels.astype(object), predicted=said.predicted.astype(object))
+    assert value("rmse", objects) == pytest.approx(value("rmse", said), rel=1e-12)
+
+
 def test_calibration_is_shown_by_either_way():
     """A much better calibrated version passes by its error, one that says nearly the same by how little the bins moved."""
     rng = np.random.default_rng(5)
@@ -281,11 +333,22 @@ def with_first(array, first):
     return spoilt_array
 
 
+MISSING = (
+    "a NaN ranking",
+    "a missing label",
+    "a NaN label",
+    "an infinite label",
+    "a NaN among objects",
+    "an infinity among objects",
+    "a NaN answer",
+)
 UNMEASURABLE = {
     "no rows": spoilt("auc", labels=np.empty(0), predicted=np.empty(0), scores=np.empty((0, 2))),
     "a missing label": spoilt("f1", labels=lambda a: with_first(a.labels, None)),
     "a NaN label": spoilt("accuracy", labels=lambda a: with_first(a.labels, math.nan)),
     "an infinite label": spoilt("rmse", of="numbers", labels=lambda a: with_first(a.labels, math.inf)),
+    "a NaN among objects": spoilt("f1", labels=lambda a: with_first(a.labels, math.nan).astype(object)),
+    "an infinity among objects": spoilt("f1", labels=lambda a: with_first(a.labels, -math.inf).astype(object)),
     "one class": spoilt("auc", labels=np.zeros(1000, int)),
     "one class that is not said": spoilt("log_loss", labels=np.zeros(1000, int), classes=None),
     "an unknown label": spoilt("f1", labels=lambda a: with_first(a.labels, 7)),
@@ -323,7 +386,7 @@ def test_what_cannot_be_measured_is_said_with_advice(case):
         assert within_limit("accuracy", policy_metric("accuracy"), said, error=0.05).outcome is Outcome.INCONCLUSIVE
     with pytest.raises(Unmeasurable) as caught:
         within_limit(name, policy_metric(name), said, error=0.05)
-    assert str(caught.value)
+    assert ("are missing or not finite, first row 0" in str(caught.value)) == (case in MISSING or case.startswith("an infinite number"))
     assert caught.value.advice
 
 

@@ -120,6 +120,54 @@ def test_tolerances_are_absolute_and_relative():
     assert outside(there + np.array([[1.4], [1.6], [0.4], [0.6]]), there, rule).tolist() == [False, True, False, True]
 
 
+def test_a_difference_of_just_the_tolerance_is_within():
+    """The bound belongs to what is allowed: with tolerances of nothing equal numbers pass."""
+    rule = Tolerance(output="p", atol=0.5, rtol=0, rows_outside_permille=0)
+    assert outside(np.array([[1.5], [1.75]]), np.array([[1.0], [1.0]]), rule).tolist() == [False, True]
+    exact = Tolerance(output="p", atol=0, rtol=0, rows_outside_permille=0)
+    assert outside(np.array([[1.0]]), np.array([[1.0]]), exact).tolist() == [False]
+
+
+def test_the_largest_difference_is_kept_for_the_evidence():
+    """Over all batches, by output; one that is no number stays."""
+    count = Parity(limits=limits())
+    for step in (0.25, 0.75, 0.5):
+        count.add(0, {"X": np.zeros((6, 1))}, {"p": answers()["p"] + np.float32(step)}, {"p": answers()["p"]})
+    assert count.numbers == {"rows": 18, "rows_outside": 18, "label_flips": 0, "largest_difference": {"p": 0.75}}
+    count.add(0, {"X": np.zeros((6, 1))}, {"p": answers()["p"] * np.float32(np.nan)}, {"p": answers()["p"]})
+    assert np.isnan(count.numbers["largest_difference"]["p"])
+
+
+def test_findings_carry_their_numbers():
+    """Observed, limit and n stand in the finding, not in its words alone."""
+    spoilt = answers()["p"].copy()
+    spoilt[:2] = np.nan
+    found = parity({"p": spoilt}, {"p": answers()["p"]})
+    assert (found["finite"].observed, found["finite"].limit, found["finite"].n) == (2, 0, 6)
+    large = {"p": answers()["p"] * np.float32(1e6)}
+    found = parity(large, large, narrowed_to=("float16", "int8"))
+    assert [(found[name].observed, found[name].limit) for name in ("narrowed_float16", "narrowed_int8")] == [(6, 0), (6, 0)]
+    hundreds = {"p": answers()["p"] * np.float32(1e3)}
+    found = parity(hundreds, hundreds, narrowed_to=("float16", "int8"))
+    assert bad(found) == {"narrowed_int8"}
+
+
+def test_two_classes_flip_too():
+    """A vector of two scores has a greatest; a single column has none."""
+    here, there = {"p": np.array([[0.4, 0.6]])}, {"p": np.array([[0.6, 0.4]])}
+    assert rows_flipped(here, there).tolist() == [True]
+    assert rows_flipped({"p": here["p"][:, :1]}, {"p": there["p"][:, :1]}).tolist() == [False]
+
+
+def test_the_evidence_shows_some_rows_and_not_all():
+    """Twenty rows and fifty values of each are enough to see what is wrong."""
+    wide = np.zeros((60, 70), np.float32)
+    count = Parity(limits=limits())
+    count.add(0, {"X": np.zeros((60, 1))}, {"p": wide + 1}, {"p": wide})
+    assert len(count.mismatches) == 20
+    assert len(count.mismatches[0]["model"]["p"]) == 50
+
+
 def test_a_greatest_score_that_changes_is_a_flip_even_within_tolerance():
     """Two nearly equal scores may swap without leaving the tolerances; the answer is another one."""
     here = {"p": np.array([[0.5, 0.5001]], np.float32)}

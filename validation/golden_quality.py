@@ -162,6 +162,22 @@ def no_leakage(inputs: Arrays, labels: np.ndarray) -> Finding:
     return failed(name, why, observed=telling[most], limit=LEAK, n=n, advice=advice)
 
 
+def telling_places(labels: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most so many rows to look for leaks on, in order: of each class equally many, so that rare ones are seen."""
+    if is_numeric(labels):
+        return spread(np.arange(len(labels)), most)
+    codes = _codes(labels)
+    classes = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if len(codes) else []
+    chosen = [spread(each, max(1, most // len(classes))) for each in classes[:most]]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def spread(places: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the places, evenly spread, in order."""
+    count = min(len(places), most)
+    return np.asarray(places[np.unique(np.linspace(0, len(places) - 1, count).round().astype(np.int64))]) if count else places[:0]
+
+
 def is_numeric(labels: np.ndarray) -> bool:
     """Whether labels are measured numbers, not names of classes: floats that are not whole, or more different values than classes have."""
     if is_text(labels) or labels.dtype.kind == "b":

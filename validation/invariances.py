@@ -155,7 +155,7 @@ def _unlike(outputs: Arrays, expected: Arrays, limits: GoldenSet, what: str) -> 
     if any(outputs[name].shape != expected[name].shape for name in expected):
         return f"a row {what}, of another shape"
     bad = rows_outside(outputs, expected, limits)
-    return f"row {int(bad.argmax())} of the sample {what}" if bad.any() else None
+    return f"row {int(bad.argmax())} of {len(bad)} {what}" if bad.any() else None
 
 
 def _part(arrays: Arrays, part: slice) -> dict[str, np.ndarray]:

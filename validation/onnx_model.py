@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from validation.onnx_file import BadModel, check_onnx
+
 MEMORY_BYTES = 4 << 30
 """What ONNX Runtime may take for weights and values of one process; an operator that wants more is refused by its allocator."""
 
@@ -101,6 +103,11 @@ def _fault(name: str) -> Iterator[None]:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
+    """What `onnx_file` refuses never reaches the runtime."""
+    try:
+        check_onnx(path)
+    except BadModel as error:
+        raise ModelFault("loads", f"{error}: {error.advice}") from error
     _bound_memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
