@@ -236,8 +236,9 @@ def test_categories_are_compared_by_their_shares():
 def test_no_unseen_value_is_allowed_when_the_limit_is_none():
     """A limit of 0 is counted: one new value fails."""
     before = np.array(["a", "b"] * 500, dtype=object)
-    findings = compared(before, np.array([*before, "c"], dtype=object), Limits(unseen=0))
-    assert findings["unseen"].outcome is Outcome.FAILED
+    finding = compared(before, np.array([*before, "c"], dtype=object), Limits(unseen=0))["unseen"]
+    assert (finding.outcome, finding.observed, finding.n) == (Outcome.FAILED, 1 / 1001, 1001)
+    assert compared(before, before, Limits(unseen=0))["unseen"].outcome is Outcome.PASSED
 
 
 def test_missing_values_may_come_as_often_as_before():
