@@ -5,9 +5,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from validation.contract import Outcome, worst
 from validation.drift import (
@@ -15,7 +17,11 @@ from validation.drift import (
     POINTS,
     BadSketch,
     Limits,
+    Look,
     Sketch,
+    _chi_square_above,
+    _column,
+    _discoveries,
     components,
     drift,
     read_sketches,
@@ -58,6 +64,16 @@ def test_counts_moments_and_range_are_exact():
     assert (made.mean, made.std) == (pytest.approx(values.mean()), pytest.approx(values.std()))
     assert made.kurtosis == pytest.approx(np.mean((values - values.mean()) ** 4) / values.std() ** 4)
     assert sum(made.counts) == len(values)
+
+
+@given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=30), min_size=2, max_size=5))
+def test_moments_of_unlike_batches_are_those_of_the_whole(batches):
+    """Batches of other sizes, means and spreads merge into the moments of all rows."""
+    made, rows = sketch_batches({"x": np.array(part)} for part in batches)["x"], np.concatenate(batches)
+    spread = rows.std()
+    assert (made.mean, made.std or 0.0) == (pytest.approx(rows.mean(), abs=1e-9), pytest.approx(spread, abs=1e-6))
+    if spread > 1e-3:
+        assert made.kurtosis == pytest.approx(np.mean((rows - rows.mean()) ** 4) / spread**4, rel=1e-6)
 
 
 def test_edges_are_percentiles_of_a_long_stream():
@@ -220,8 +236,9 @@ def test_categories_are_compared_by_their_shares():
 def test_no_unseen_value_is_allowed_when_the_limit_is_none():
     """A limit of 0 is counted: one new value fails."""
     before = np.array(["a", "b"] * 500, dtype=object)
-    findings = compared(before, np.array([*before, "c"], dtype=object), Limits(unseen=0))
-    assert findings["unseen"].outcome is Outcome.FAILED
+    finding = compared(before, np.array([*before, "c"], dtype=object), Limits(unseen=0))["unseen"]
+    assert (finding.outcome, finding.observed, finding.n) == (Outcome.FAILED, 1 / 1001, 1001)
+    assert compared(before, before, Limits(unseen=0))["unseen"].outcome is Outcome.PASSED
 
 
 def test_missing_values_may_come_as_often_as_before():
@@ -339,6 +356,133 @@ def test_more_drift_is_never_a_better_outcome(one, other, seed):
     base = np.sort(normal(seed=seed))
     judged = [outcomes(compared(base, base + moved)) for moved in (near, far)]
     assert all(judged[1][name] >= judged[0][name] for name in ("shift", "ks"))
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 9, 50])
+@pytest.mark.parametrize("apart", [0.0, 1.0, 75.0, 1000.0])
+def test_the_chi_square_law_is_close_to_the_exact_one(freedom, apart):
+    """Tail chances are within a hundredth of those that scipy integrates, the lower ones where a limit is looked at from below."""
+    law = stats.ncx2(freedom, apart) if apart else stats.chi2(freedom)
+    for tail in (0.05, 0.001, *((0.99, 0.95) if apart >= 75 else ())):
+        assert _chi_square_above(law.isf(tail), freedom, apart) == pytest.approx(tail, abs=0.011)
+
+
+def test_the_index_is_the_sum_over_tenths():
+    """By hand: a column of which the current lacks the upper half has twice the share in the lower tenths and next to none above."""
+    before = np.arange(1000.0)
+    finding = compared(before, np.repeat(before[:500], 2))["psi"]
+    shares, halves = np.full(10, 0.1), np.array([200.5] * 5 + [0.5] * 5) / 1005
+    assert finding.observed == pytest.approx(((shares - halves) * np.log(shares / halves)).sum())
+    assert "over 10 groups" in finding.why
+
+
+@pytest.mark.parametrize(("rows", "outcome"), [(360, Outcome.INCONCLUSIVE), (361, Outcome.PASSED)])
+def test_no_unseen_value_excludes_a_share_from_some_rows_on(rows, outcome):
+    """With a limit of 1 %, none of 361 rows shows that fewer are unseen, none of 360 does not; the exact binomial bound needs 299."""
+    values = np.array(["a", "b"] * 200, dtype=object)[:rows]
+    assert outcomes(compared(values, values))["unseen"] is outcome
+
+
+def words(random, rows, names):
+    """Half of the rows say the same word, the others one of so many."""
+    return random.choice([f"w{i}" for i in range(names)] + ["often"] * names, rows).astype(object)
+
+
+@pytest.mark.parametrize("names", [10, 60, 1000])
+def test_rare_words_are_no_drift(names):
+    """However many words there are, two samples of them seldom fail, also where either has words that the other never met."""
+    random = np.random.default_rng(names)
+    judged = [overall(compared(words(random, 500, names), words(random, 500, names))) for _ in range(60)]
+    assert judged.count(Outcome.FAILED) <= 3
+
+
+def test_a_new_word_among_rare_ones_is_found():
+    """What the reference cannot have seen is allowed for, and no more."""
+    random = np.random.default_rng(1)
+    before, after = words(random, 2000, 1000), words(random, 2000, 1000)
+    after[:600] = "new"
+    found = compared(before, after)["unseen"]
+    assert (found.outcome, found.why[:41]) == (Outcome.FAILED, "600 of 2000 values are new, which the ref")
+    few = words(random, 2000, 90)
+    assert compared(few, np.where(np.arange(2000) < 100, "new", few))["unseen"].outcome is Outcome.FAILED
+
+
+def test_what_is_absent_is_missing_and_what_is_odd_is_a_word():
+    """None, NaN and what pandas puts in their place are missing; lists, numbers and bytes among words are named by their text."""
+    values = np.empty(9, dtype=object)
+    values[:] = [None, math.nan, pd.NA, pd.NaT, "a", b"a", 2, [1], [1]]
+    made = sketch(values)
+    assert (made.missing, made.categories) == (4, {"[1]": 2, "a": 2, "2": 1})
+    plain = sketch(np.array([None, math.nan, pd.NA, pd.NaT, "a", b"a", 2], dtype=object))
+    assert (plain.missing, plain.categories) == (4, {"a": 2, "2": 1})
+
+
+def looked(reference, current):
+    """The comparisons of one column before judgement, by claim, with both sketches."""
+    before = sketch(np.asarray(reference))
+    now = sketch(np.asarray(current), before)
+    looks = {each.name.removeprefix("x_"): each for each in _column("x", before, now, Limits()) if isinstance(each, Look)}
+    return looks, before, now
+
+
+def test_a_shift_has_the_errors_of_both_means_and_of_its_unit():
+    """By hand: the variances of two means and, by the delta method, of the standard deviation that is the unit."""
+    looks, before, now = looked(normal(40), normal(60, seed=1, mean=1.5, std=2))
+    shift = abs(now.mean - before.mean) / before.std
+    variance = 1 / 40 + (now.std / before.std) ** 2 / 60 + 2**2 * (before.kurtosis - 1) / (4 * 40)
+    apart = (shift - 2) / math.sqrt(variance)
+    look = looks["shift"]
+    assert (look.observed, look.n, look.limit) == (pytest.approx(shift), 60, 2.0)
+    assert (look.above, look.below, look.below_with(4)) == pytest.approx(stats.norm.cdf([-apart, apart, 2 * apart]).tolist())
+
+
+def test_the_distance_has_kolmogorovs_tail_on_either_side_of_its_limit():
+    """By hand: 2 exp(-2 n m / (n + m) d^2) for a distance that is d beyond the limit, or short of it."""
+    far, *_ = looked(normal(40), normal(60, seed=1, mean=3.0))
+    near, *_ = looked(normal(40), normal(60, seed=1))
+    for look, beyond in ((far["ks"], far["ks"].observed - 0.25), (near["ks"], 0.25 - near["ks"].observed)):
+        assert beyond > 0
+        chances = (look.above, look.below) if look is far["ks"] else (look.below, look.above)
+        assert chances == (pytest.approx(min(1, 2 * math.exp(-2 * 24 * beyond**2))), 1.0)
+
+
+def test_shares_that_were_missing_before_are_compared_by_agresti_and_caffo():
+    """By hand: one missing and one present row added to each side."""
+    before, after = (np.where(np.arange(n) < k, np.nan, normal(n)) for n, k in ((50, 10), (80, 30)))
+    looks, *_ = looked(before, after)
+    shares = [(11 / 52, 52), (31 / 82, 82)]
+    deviation = math.sqrt(sum(share * (1 - share) / n for share, n in shares))
+    look = looks["missing"]
+    assert look.observed == pytest.approx(30 / 80 - 10 / 50)
+    assert look.above == pytest.approx(stats.norm.cdf((0.05 - look.observed) / deviation))
+
+
+def test_what_the_reference_met_once_widens_the_limit_of_unseen_values():
+    """By hand: two of a hundred values were met once, so two in a hundred unseen ones are to be expected."""
+    before = np.array(["a"] * 98 + ["b", "c"], dtype=object)
+    after = np.array(["a"] * 190 + ["d"] * 10, dtype=object)
+    look = looked(before, after)[0]["unseen"]
+    deviation = math.sqrt(0.03 * 0.97 / 200 + 2 / 100**2)
+    assert (look.observed, look.limit) == (0.05, pytest.approx(0.03))
+    assert look.above == pytest.approx(stats.norm.cdf(-(0.05 - 0.03 - 0.5 / 200) / deviation))
+    assert look.below == pytest.approx(stats.norm.cdf((0.05 - 0.03 + 0.5 / 200) / deviation))
+
+
+@pytest.mark.parametrize(
+    ("chances", "largest"),
+    [
+        ([0.01, 0.04, 0.03, 0.5], 0.01),
+        ([0.01, 0.02, 0.03, 0.5], 0.03),
+        ([0.05], 0.05),
+        ([0.06], -1.0),
+        ([0.02, 0.051, 0.051], -1.0),
+        ([0.0166, 0.9, 0.9], 0.0166),
+        ([], -1.0),
+    ],
+)
+def test_discoveries_are_those_of_benjamini_and_hochberg(chances, largest):
+    """The largest p-value at or below its rank's share of the error, and all below it; of none at all, none."""
+    assert _discoveries(chances, 0.05) == largest
 
 
 # What the error rates are worth

@@ -12,6 +12,7 @@ from validation.golden_quality import (
     DAY_S,
     Duplicates,
     determined,
+    enough_rows,
     few_duplicates,
     is_numeric,
     no_leakage,
@@ -88,6 +89,48 @@ def test_one_row_of_very_many_copies_is_seen_in_a_large_set(monkeypatch):
         found = Duplicates()
         found.add(hashes)
         assert few_duplicates(found, hashes[:1000], 400).outcome is Outcome.FAILED
+
+
+def test_just_enough_rows_are_enough():
+    """The policy's number is the least that passes; one fewer says how many are missing."""
+    enough, few = enough_rows(500, 500), enough_rows(499, 500)
+    assert (enough.outcome, enough.observed, enough.limit, enough.n) == (Outcome.PASSED, 500, 500, 500)
+    assert (few.outcome, few.advice) == (Outcome.INCONCLUSIVE, "add 1 rows to the golden set")
+
+
+TENS = np.repeat(np.arange(10), 10)
+HUNDRED = np.arange(100)
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "share"),
+    [
+        (HUNDRED, HUNDRED // 50, 1.0),
+        (HUNDRED, np.where(HUNDRED == 10, 1, HUNDRED // 50), 1 - 1 / 49),
+        (HUNDRED, np.zeros(100, int), 0.0),
+        (np.zeros(100, int), HUNDRED // 50, 0.0),
+        (TENS, TENS % 2, 1.0),
+        (TENS, np.where(HUNDRED == 0, 1, TENS % 2), 1 - 1 / 49),
+        (np.repeat(np.arange(10), 9), np.repeat(np.arange(10) % 2, 9), 1 - 4 / 45),
+        (TENS, HUNDRED % 2, 0.0),
+    ],
+    ids=["threshold", "one stray", "one label", "constant", "codes", "one wrong", "too rare to be codes", "nothing"],
+)
+def test_what_a_value_tells_is_the_share_of_errors_that_it_spares(values, labels, share):
+    """Against always naming the commonest label; values of ten rows or more stand for themselves, others for their order."""
+    assert determined(values, labels) == pytest.approx(share)
+
+
+def test_a_constant_orders_nothing():
+    """A column without differences is no leak of a measured label, and breaks nothing."""
+    assert no_leakage({"X": np.ones((300, 1))}, np.linspace(0, 1, 300)).outcome is Outcome.PASSED
+
+
+@pytest.mark.parametrize(("rows_", "classes"), [(20, 2), (100, 5), (2000, 100), (100_000, 100)])
+def test_as_many_classes_as_rows_can_show(rows_, classes):
+    """Whole numbers are classes up to one for twenty rows, two at least and a hundred at most."""
+    assert not is_numeric(np.arange(rows_) % classes)
+    assert is_numeric(np.arange(rows_) % (classes + 1))
 
 
 def rows(n=600, seed=0):

@@ -78,6 +78,31 @@ def test_a_choice_by_batch_size_is_seen(findings):
     assert failed(found) == {"padded_batch"}
 
 
+def test_empty_rows_behind_the_others_are_seen(findings):
+    """A model that normalises by the smallest size in the batch is right with copies and wrong with an empty row."""
+    nodes = [
+        node("ReduceL1", ["X"], ["size"], axes=[1], keepdims=1),
+        node("ReduceMin", ["size"], ["least"], axes=[0, 1], keepdims=1),
+        node("Greater", ["least", "zero"], ["full"]),
+        node("Cast", ["full"], ["f"], to=TensorProto.FLOAT),
+    ]
+    found = findings(*nodes, node("Add", ["X", "f"], ["Y"]), weights=[("zero", np.float32(0))])
+    assert failed(found) == {"padded_batch"}
+    assert "empty rows stand behind it" in found["padded_batch"].why
+
+
+def test_empty_rows_that_the_model_refuses_are_left_out(findings):
+    """A table of known values need not know zero; only rows that can be asked are laid behind others."""
+    nodes = [
+        node("Sub", ["X", "ten"], ["shifted"]),
+        node("Cast", ["shifted"], ["place"], to=TensorProto.INT64),
+        node("Gather", ["table", "place"], ["Y"]),
+    ]
+    weights = [("ten", np.float32(10)), ("table", np.arange(5, dtype=np.float32))]
+    rows = np.random.default_rng(0).integers(10, 15, (16, 4)).astype(np.float32)
+    assert failed(findings(*nodes, weights=weights, rows=rows)) == set()
+
+
 def test_chance_is_seen(findings):
     """The same input twice must give the same bits."""
     nodes = [node("RandomUniformLike", ["X"], ["noise"], high=1e-7), node("Add", ["X", "noise"], ["Y"])]

@@ -13,7 +13,7 @@ reference's edges (`like`), so that the two sets of counts can be held against e
 | <column>_sketch      | both samples have rows that can be compared (only when they have not)                               |
 | <column>_missing     | the share of missing values is the reference's, give or take `missing`; none where it had none       |
 | <column>_infinite    | no infinity where the reference had none, and no other share of them                                |
-| <column>_unseen      | values that the reference never had stay below the share `unseen` (categories)                      |
+| <column>_unseen      | values that the reference never had, or has no name for, stay below the share `unseen` (categories)  |
 | <column>_shift       | the mean moved by less than `sigmas` standard deviations of the reference                           |
 | <column>_ks          | the largest distance between the distribution functions is below `ks` (Kolmogorov and Smirnov)      |
 | <column>_psi         | the population stability index over tenths of the reference, or its categories, is below `psi`       |
@@ -94,7 +94,8 @@ class Sketch:
     """One column: `kind` is number, category or unknown. Shares are of `rows`; moments and range of the finite values.
 
     Of numbers: `counts[i]` values lie above `edges[i - 1]` and up to `edges[i]`. Of categories: `categories` are the most frequent by name,
-    `others` the rows with none of these, `examples` a few of those values. Moments are None where there are no numbers or they overflow.
+    `others` the rows with none of these, `most_other` those with the most frequent of these, `examples` a few of these. Moments are None
+    where there are no numbers or they overflow.
     """
 
     kind: str
@@ -112,6 +113,7 @@ class Sketch:
     counts: tuple[int, ...] = ()
     categories: Mapping[str, int] = field(default_factory=dict)
     others: int = 0
+    most_other: int = 0
     examples: tuple[str, ...] = ()
 
     @property
@@ -142,7 +144,16 @@ class Sketch:
         return sketch
 
     def _checked(self) -> None:
-        counted = (self.rows, self.missing, self.plus_infinite, self.minus_infinite, self.others, *self.counts, *self.categories.values())
+        counted = (
+            self.rows,
+            self.missing,
+            self.plus_infinite,
+            self.minus_infinite,
+            self.others,
+            self.most_other,
+            *self.counts,
+            *self.categories.values(),
+        )
         moments = [each for each in (self.mean, self.std, self.kurtosis, self.low, self.high) if each is not None]
         binned = sum(self.counts) if self.kind == "number" else self.others + sum(self.categories.values())
         _need(self.kind in {"number", "category", "unknown"}, f"kind {self.kind!r} is not known")
@@ -422,14 +433,16 @@ class Words:
         ranked = self._ranked()
         known = {name: self.counts[name] for name in ([name for name, _ in ranked[:CATEGORIES]] if like is None else like)}
         others = self.others + self.counts.total() - sum(known.values())
-        return {"categories": known, "others": others, "examples": tuple(name for name, _ in ranked if name not in known)[:SHOWN]}
+        unnamed = [each for each in ranked if each[0] not in known]
+        most = max((count for _, count in unnamed), default=0)
+        return {"categories": known, "others": others, "most_other": most, "examples": tuple(name for name, _ in unnamed[:SHOWN])}
 
 
 def _counted(values: list[Any]) -> Counter[Any]:
     try:
         return Counter(values)
     except TypeError:  # lists and the like cannot be keys
-        return Counter(each if each is None else str(each) for each in values)
+        return Counter(each if _absent(each) else _name(each) for each in values)
 
 
 def _absent(value: Any) -> bool:
@@ -613,27 +626,44 @@ def _tenths(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _categories(name: str, reference: Sketch, current: Sketch, limits: Limits) -> Iterator[Look | Finding]:
-    if not reference.others:
-        yield _unseen(f"{name}_unseen", current, limits.unseen)
-    before = np.array([*reference.categories.values(), reference.others], dtype=float)
-    now = np.array([*current.categories.values(), current.others], dtype=float)
-    yield from _psi(name, *_without_rare(before, now), limits.psi)
+    yield (_frequent if reference.others else _unseen)(f"{name}_unseen", reference, current, limits.unseen)
+    before, now = (np.array(list(each.categories.values()), dtype=float) for each in (reference, current))
+    yield from _psi(name, *_with_a_tail(before, now, (reference.others, current.others)), limits.psi)
 
 
-def _unseen(name: str, current: Sketch, limit: float) -> Look | Finding:
-    """Score test of one share with a correction for whole numbers (Wilson 1927); a limit of none is counted."""
+def _unseen(name: str, reference: Sketch, current: Sketch, limit: float) -> Look | Finding:
+    """The share of values that the reference never had; a limit of none is counted.
+
+    What the reference saw once says how much it has not seen: that share comes on top of the limit (Good 1953, "The population frequencies
+    of species and the estimation of population parameters", after Turing).
+    """
     n, unseen = current.finite, current.others
     what = f"{unseen} of {n} values are none of the reference's" + (f": {', '.join(current.examples)}" if unseen else "")
     if limit == 0:
         outcome = Outcome.FAILED if unseen else Outcome.PASSED
         return Finding(name=name, outcome=outcome, why=what, observed=unseen / n, limit=limit, n=n)
+    once = sum(count == 1 for count in reference.categories.values())
+    return _few(name, unseen, n, limit + once / reference.finite, what=what, variance=once / reference.finite**2)
+
+
+def _frequent(name: str, reference: Sketch, current: Sketch, limit: float) -> Look:
+    """Of a reference that has not kept all values by name: no value without a name is more frequent than one was, by the limit."""
+    most, n = reference.most_other / reference.finite, current.finite
+    what = f"{current.most_other} of {n} values are {next(iter(current.examples), 'others')}, which the reference does not name"
+    return _few(name, current.most_other, n, limit + most, what=what, variance=most / reference.finite)
+
+
+def _few(name: str, count: int, n: int, allowed: float, *, what: str, variance: float) -> Look:
+    """Score test of one share with a correction for whole numbers (Wilson 1927); `variance` is that of the limit itself."""
+    limit = min(max(allowed, 1 / n), 0.5)
+    deviation = math.sqrt(limit * (1 - limit) / n + variance)
 
     def apart(times: float, half: float) -> float:
-        return (times * (unseen - n * limit) + half) / math.sqrt(times * n * limit * (1 - limit))
+        return (count / n - limit + half / (times * n)) * math.sqrt(times) / deviation
 
     return Look(
         name=name,
-        observed=unseen / n,
+        observed=count / n,
         limit=limit,
         what=what,
         n=n,
@@ -642,11 +672,14 @@ def _unseen(name: str, current: Sketch, limit: float) -> Look | Finding:
     )
 
 
-def _without_rare(before: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both counts with the categories counted together that are too rare in the smaller sample for a sum of squares."""
-    expected = (before + now) / (before.sum() + now.sum()) * min(before.sum(), now.sum())
-    rare = expected < RARE
-    return np.append(before[~rare], before[rare].sum()), np.append(now[~rare], now[rare].sum())
+def _with_a_tail(before: np.ndarray, now: np.ndarray, others: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Both counts, the categories that are too rare for a sum of squares counted together with those that have no name.
+
+    A rare category has a name when the reference happened to meet it, so its share there is too large: only of both together it is right.
+    """
+    sizes = before.sum() + others[0], now.sum() + others[1]
+    rare = (before + now) / sum(sizes) * min(sizes) < RARE
+    return np.append(before[~rare], before[rare].sum() + others[0]), np.append(now[~rare], now[rare].sum() + others[1])
 
 
 def _psi(name: str, before: np.ndarray, now: np.ndarray, limit: float) -> Iterator[Look]:
