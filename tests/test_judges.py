@@ -397,6 +397,8 @@ def test_a_quantile_states_its_sample_count():
     found = [quantile_within(over=over, n=n, **judge).outcome for over, n in ((0, 458), (0, 459), (1, 661), (1, 662), (30, 662))]
     passed, unknown = Outcome.PASSED, Outcome.INCONCLUSIVE
     assert found == [unknown, passed, unknown, passed, Outcome.FAILED]
+    advice = [quantile_within(over=over, n=n, **judge).advice for over, n in ((0, 458), (0, 459), (30, 662))]
+    assert advice == ["about 1 more queries like these would settle it", None, None]
 
 
 @pytest.mark.parametrize(("observed_ms", "n"), [(math.nan, 1000), (math.inf, 1000), (5.0, 0)])
@@ -568,6 +570,8 @@ def test_few_rows_show_nothing_of_a_mean(judge, n):
     found = judge(few, few, -1e9 if judge is at_least else 1e9)
     assert found.outcome is Outcome.INCONCLUSIVE
     assert found.advice == f"about {50 - n} more golden rows are needed"
+    enough = spread([0.5] * 50, estimate=0.5)
+    assert judge(enough, enough, -1e9 if judge is at_least else 1e9).outcome is Outcome.PASSED
 
 
 @pytest.mark.parametrize("judge", MEANS)
@@ -633,6 +637,26 @@ def test_a_bias_counts_on_its_own_side():
     lower, upper = found[0]
     assert found[1:3] == [pytest.approx((lower - 0.2, upper)), pytest.approx((lower, upper + 0.2))]
     assert found[3:] == [pytest.approx((lower, upper + 0.2)), pytest.approx((lower - 0.2, upper))]
+
+
+def test_a_share_of_the_reference_has_its_biases_as_shares():
+    """With a reference of 4 and a candidate of 6, a bias of 0.2 is 0.05 of it; the reference's own counts 1.5 times."""
+    one, other = spread(np.linspace(5, 7, 100)), spread(np.linspace(3, 5, 100))
+    biased = replace(one, over=0.2, under=0.4), replace(other, over=0.8, under=1.6)
+    found = judges.worsening(*biased, higher_is_better=False, relative=True)
+    assert (found.over, found.under) == pytest.approx((0.05 + 1.5 * 0.4, 0.1 + 1.5 * 0.2))
+    assert (found.estimate, found.scale) == pytest.approx((0.5, 1.5 / 4))
+    turned = judges.worsening(*biased, higher_is_better=True, relative=False)
+    assert (turned.over, turned.under) == pytest.approx((0.4 + 0.8, 0.2 + 1.6))
+    assert (turned.estimate, turned.scale) == pytest.approx((-2, 1))
+
+
+@given(HALVES)
+def test_moments_are_numpys(pair):
+    """The variance has n - 1 below, and the farthest values are those on either side of the mean, or the scale."""
+    sample, values = judges._sample(pair[0]), np.array(pair[0].values)
+    expected = values.mean(), np.var(values, ddof=1), max(values.max() - values.mean(), 1), max(values.mean() - values.min(), 1)
+    assert (sample.estimate, sample.variance, sample.above, sample.below) == pytest.approx(expected)
 
 
 def test_unpaired_is_wider_by_the_root_of_two():
