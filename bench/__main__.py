@@ -1,6 +1,6 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose: idle, events, faults, whole. Exit status 1 when a figure misses its goal.
+Names on the command line choose: offline, golden_set, golden_10m, idle, events, faults, whole. Exit status 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import events, faults, figures, idle, whole
+from bench import events, faults, figures, golden_set, idle, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
 
 ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
-SHORT = ("idle", "events")
-FULL = (*SHORT, "faults", "whole")
+ALONE: dict[str, Callable[[], list[Figure]]] = {
+    "offline": offline.measure,
+    "golden_set": golden_set.measure,
+    "whole": whole.measure,
+    "golden_10m": golden_set.measure_long,
+}
+SHORT = ("offline", "golden_set", "idle", "events")
+FULL = (*SHORT, "faults", "whole", "golden_10m")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -26,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         measured += _on_a_stack([name for name in names if name in ON_A_STACK])
         measured += _with_traffic() if "faults" in names else []
-        measured += whole.measure() if "whole" in names else []
+        for name in (name for name in names if name in ALONE):
+            measured += ALONE[name]()
     finally:
         rows = figures.write(measured)
         figures.into_readme(rows)

@@ -1,13 +1,19 @@
 """The gate `golden_set`, on small ONNX models that differ from their source model in one way each."""
 
+import copy
 import json
+import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from made_bundles import CLASSES, MODEL, answers, classifier, golden_rows, make_bundle, weights
+from made_bundles import CLASSES, MANIFEST, MODEL, answers, classifier, golden_rows, make_bundle, weights
 from onnx import TensorProto, helper
 
+from validation import golden_rows as golden_rows_module
 from validation import golden_set
 from validation.answers import predicted
 from validation.contract import BadSpec, Outcome, Spec, Stable, worst
@@ -29,7 +35,7 @@ def gate(tmp_path):
             version=2,
             delivery="d",
             evidence_uri="file:///e",
-            bundle=make_bundle(tmp_path / "candidate", **parts),
+            bundle=make_bundle(Path(tempfile.mkdtemp(dir=tmp_path)), **parts),
             stable=stable and Stable(version=1, bundle=stable),
             limits=limits or LIMITS,
         )
@@ -87,7 +93,7 @@ def test_an_artifact_that_is_not_a_model_fails(gate, model):
 def test_a_model_that_raises_on_golden_rows_fails(gate):
     """An error of the runtime on a row is a failed finding with the runtime's reason."""
     broken = helper.make_node("Reshape", ["scores", "label"], ["wrong"])
-    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, None)]))
+    findings = gate(model=classifier(weights(), nodes=[broken], outputs=[helper.make_tensor_value_info("wrong", TensorProto.FLOAT, ["N"])]))
     assert findings["answers"].outcome is Outcome.FAILED
     assert "Reshape" in findings["answers"].why
 
@@ -171,16 +177,14 @@ def test_an_answer_that_depends_on_its_batch_fails(gate):
     right = answers(golden_rows().inputs, weights())
     reference = right | {"centred": right["probabilities"] - right["probabilities"].mean(axis=0)}
     outputs_row = {"name": "centred", "dtype": "FP32", "shape": [CLASSES]}
-    manifest = {"signature": json.loads(json.dumps(golden_signature()))}
+    manifest = {"signature": golden_signature()}
     manifest["signature"]["outputs"].append(outputs_row)
     findings = gate(model=classifier(weights(), nodes=nodes, outputs=outputs), reference=reference, manifest=manifest)
     assert findings["batch_of_one"].outcome is Outcome.FAILED
 
 
 def golden_signature():
-    from made_bundles import MANIFEST
-
-    return MANIFEST["signature"]
+    return copy.deepcopy(MANIFEST["signature"])
 
 
 def test_a_model_trained_on_broken_labels_fails(gate):
@@ -218,10 +222,260 @@ def test_a_stable_that_cannot_answer_is_inconclusive(gate, tmp_path):
     assert "stable (v1) does not answer the golden rows" in finding.why
 
 
+def test_a_stable_that_stops_answering_is_inconclusive(gate, tmp_path, monkeypatch):
+    """What it answered before does not count: the comparison would be on the rows that it liked."""
+    few = helper.make_node("Gather", ["table", "row"], ["probe"])
+    nodes = [
+        helper.make_node("Constant", [], ["table"], value_floats=[0.0] * 5),
+        helper.make_node("Slice", ["X", "zero", "one", "axis"], ["first"]),
+        helper.make_node("Cast", ["first"], ["row"], to=TensorProto.INT64),
+    ]
+    constants = [helper.make_node("Constant", [], [name], value_ints=[value]) for name, value in (("zero", 0), ("one", 1), ("axis", 1))]
+    outputs = [helper.make_tensor_value_info("probe", TensorProto.FLOAT, ["N", 1])]
+    picky = classifier(weights(), nodes=[*constants, *nodes, few], outputs=outputs)
+    rows = golden_rows()
+    rows.inputs[450, 0] = 9
+    monkeypatch.setattr(golden_rows_module, "BATCH_ROWS", 100)
+    findings = gate(
+        rows=rows, reference=answers(rows.inputs, weights()), stable=make_bundle(tmp_path / "stable", model=picky, probes=False)
+    )
+    assert bad_names(findings) == {"accuracy_not_worse_than_stable"}
+    assert findings["accuracy_not_worse_than_stable"].outcome is Outcome.INCONCLUSIVE
+    assert "stable (v1) does not answer the golden rows" in findings["accuracy_not_worse_than_stable"].why
+
+
 def test_a_margin_finer_than_the_rows_is_inconclusive(gate):
     """Equal answers on 530 rows do not show half a point; the advice says how many rows would."""
     finding = gate(rows=golden_rows(530))["accuracy_within_training"]
     assert (finding.outcome, finding.advice) == (Outcome.INCONCLUSIVE, "about 69 more golden rows like these would settle it")
+
+
+# Probes
+
+
+def test_a_bundle_without_probes_is_inconclusive(gate):
+    """Without the source model's answers at the edges nothing is known of them; the advice is to export again."""
+    finding = gate(probes=False)["feature_extremes"]
+    assert finding.outcome is Outcome.INCONCLUSIVE
+    assert "export the version again" in finding.advice
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_probes_that_are_answered_otherwise_fail(gate, value):
+    """An export that parts from its source at the edges, or a source that answers no number there, is not passed."""
+
+    def spoil(root):
+        path = root / "probes/reference/probabilities.npy"
+        reference = np.load(path)
+        reference[3, 0] += value
+        np.save(path, reference)
+
+    findings = gate(change=spoil)
+    assert bad_names(findings) == {"feature_extremes"}
+    assert "first row 3" in findings["feature_extremes"].why
+
+
+def test_probes_lacking_an_output_fail(gate):
+    """The answers to probes have the form of all answers."""
+    findings = gate(change=lambda root: (root / "probes/reference/label.npy").unlink())
+    assert bad_names(findings) == {"feature_extremes"}
+
+
+def test_empty_probes_are_inconclusive(gate):
+    """A file without rows is as good as none."""
+
+    def spoil(root):
+        path = root / "probes/inputs.parquet"
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+        for each in (root / "probes/reference").iterdir():
+            np.save(each, np.load(each)[:0])
+
+    assert gate(change=spoil)["feature_extremes"].outcome is Outcome.INCONCLUSIVE
+
+
+def labels_with_nan(root):
+    labels = golden_rows().labels.astype(float)
+    labels[17] = np.nan
+    pq.write_table(pa.table({"label": labels}), root / "golden/labels.parquet")
+
+
+def inputs_with_nan(root):
+    inputs = golden_rows().inputs.copy()
+    inputs[17, 2] = np.nan
+    pq.write_table(
+        pa.table({"X": pa.FixedSizeListArray.from_arrays(pa.array(inputs.ravel()), inputs.shape[1])}), root / "golden/inputs.parquet"
+    )
+
+
+def reference_with_nan(root):
+    path = root / "reference/probabilities.npy"
+    values = np.load(path)
+    values[17, 2] = np.nan
+    np.save(path, values)
+
+
+@pytest.mark.parametrize("change", [labels_with_nan, inputs_with_nan, reference_with_nan])
+def test_nan_anywhere_is_never_passed(gate, change):
+    """One NaN among labels, inputs that the model cannot take, or the source model's answers."""
+    assert worst(each.outcome for each in gate(change=change).values()) is not Outcome.PASSED
+
+
+# Slices, and the set itself
+
+
+def regions(root, rows=600):
+    column = ["EU" if row % 3 == 0 else "US" for row in range(rows)]
+    pq.write_table(pa.table({"region": column}), root / "golden/slices.parquet")
+
+
+def test_slices_are_found_in_the_bundle(gate):
+    """Each listed value has a finding of its own; a value without rows is not passed."""
+    slices = [{"column": "region", "values": ["EU", "US", "ASIA"]}]
+    findings = gate(change=regions, limits={**LIMITS, "slices": slices})
+    assert {name: each.outcome for name, each in findings.items() if "region" in name} == {
+        "accuracy_at_least[region=EU]": Outcome.PASSED,
+        "accuracy_at_least[region=US]": Outcome.PASSED,
+        "accuracy_at_least[region=ASIA]": Outcome.INCONCLUSIVE,
+    }
+    assert findings["accuracy_at_least[region=EU]"].n == 200
+
+
+def test_slices_of_a_column_that_is_not_there_are_inconclusive(gate):
+    """A golden set that lost its column does not pass for it."""
+    findings = gate(limits={**LIMITS, "slices": [{"column": "region", "values": ["EU"]}]})
+    assert bad_names(findings) == {"accuracy_at_least[region=EU]"}
+
+
+def test_slices_with_other_rows_than_the_golden_set_are_a_bad_bundle(gate):
+    """Rows that do not line up are an error, not a judgement."""
+    limits = {**LIMITS, "slices": [{"column": "region", "values": ["EU"]}]}
+    with pytest.raises(BadSpec, match="599 rows"):
+        gate(change=lambda root: regions(root, 599), limits=limits)
+
+
+def test_copied_rows_fail(gate):
+    """A golden set that counts one row's answer many times says less than it seems to."""
+    rows = golden_rows()
+    rows.inputs[:10], rows.labels[:10] = rows.inputs[10:20], rows.labels[10:20]
+    finding = gate(rows=rows)["golden_duplicates"]
+    assert (finding.outcome, finding.limit) == (Outcome.FAILED, 10)
+    assert gate.outputs["golden_set_sha256"] == "0" * 64
+
+
+def test_a_label_among_the_inputs_fails(gate):
+    """A model that is given its answer is not judged by giving it back."""
+    rows = golden_rows()
+    rows.inputs[:, 2] = rows.labels
+    findings = gate(rows=rows)
+    assert findings["golden_leakage"].outcome is Outcome.FAILED
+    assert findings["golden_leakage"].why.startswith("X[2] alone determines the label")
+
+
+def test_age_is_judged_when_the_policy_asks(gate):
+    """A young set passes, an old one fails, and one of unknown age is inconclusive."""
+    limits = {**LIMITS, "max_age_days": 30}
+    ages = {"young": time.time() - 86400, "old": time.time() - 40 * 86400}
+    golden_set = {"uri": "file:///nowhere", "sha256": "0" * 64, "rows": 600}
+    found = {name: gate(limits=limits, manifest={"golden_set": golden_set | {"written_unix_s": at}}) for name, at in ages.items()}
+    assert found["young"]["golden_age"].outcome is Outcome.PASSED
+    assert found["old"]["golden_age"].outcome is Outcome.FAILED
+    assert gate(limits=limits)["golden_age"].outcome is Outcome.INCONCLUSIVE
+
+
+def test_likeness_to_traffic_cannot_be_passed_yet(gate):
+    """A policy that asks for what nobody measures is told so."""
+    finding = gate(limits={**LIMITS, "traffic_drift": True})["golden_traffic_drift"]
+    assert finding.outcome is Outcome.INCONCLUSIVE
+    assert "traffic_drift to false" in finding.advice
+
+
+def test_numbers_too_large_for_a_narrow_type_fail(gate):
+    """A feature of a hundred thousand does not survive float16, and the policy serves it."""
+    rows = golden_rows()
+    rows.inputs[5, 0] = 1e5
+    reference = answers(rows.inputs, weights())
+    findings = gate(rows=rows, reference=reference, limits={**LIMITS, "narrowed_to": ["float16"]})
+    assert findings["narrowed_float16"].outcome is Outcome.FAILED
+    assert "'X' leaves -65504 to 65504 on 1 rows, first row 5" in findings["narrowed_float16"].why
+
+
+# Batches and memory
+
+
+def test_findings_do_not_depend_on_batches(gate, monkeypatch, tmp_path):
+    """Read in batches of seven from row groups of fifty, everything is as in one."""
+    whole = gate(stable=make_bundle(tmp_path / "stable"))
+
+    def regroup(root):
+        for name in ("inputs", "labels"):
+            path = root / f"golden/{name}.parquet"
+            pq.write_table(pq.read_table(path), path, row_group_size=50)
+
+    monkeypatch.setattr(golden_rows_module, "BATCH_ROWS", 7)
+    assert gate(stable=make_bundle(tmp_path / "again"), change=regroup) == whole
+
+
+def test_references_stored_by_column_are_read_by_row(gate):
+    """NumPy writes an array in the order that it has; both are the same answers."""
+    right = answers(golden_rows().inputs, weights())
+    findings = gate(reference=right | {"probabilities": np.asfortranarray(right["probabilities"])})
+    assert bad_names(findings) == set()
+
+
+def test_a_shape_that_changes_with_the_rows_fails(gate, monkeypatch):
+    """An output that is as wide as its data happens to make it is refused at the batch where it changes."""
+    nodes = [
+        helper.make_node("ReduceMax", ["X"], ["greatest"], keepdims=0),
+        helper.make_node("Greater", ["greatest", "limit"], ["large"]),
+        helper.make_node("Cast", ["large"], ["more"], to=TensorProto.INT64),
+        helper.make_node("Add", ["more", "two"], ["end"]),
+        helper.make_node("Reshape", ["end", "flat"], ["ends"]),
+        helper.make_node("Constant", [], ["limit"], value_float=50.0),
+        helper.make_node("Constant", [], ["two"], value_int=2),
+        helper.make_node("Constant", [], ["flat"], value_ints=[1]),
+        helper.make_node("Constant", [], ["zero"], value_ints=[0]),
+        helper.make_node("Constant", [], ["axis"], value_ints=[1]),
+        helper.make_node("Slice", ["probabilities", "zero", "ends", "axis"], ["some"]),
+    ]
+    order = [5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 10]
+    rows = golden_rows()
+    rows.inputs[300, 0] = 100
+    right = answers(rows.inputs, weights())
+    signature = golden_signature()
+    signature["outputs"] = [*signature["outputs"], {"name": "some", "dtype": "FP32", "shape": [2]}]
+    monkeypatch.setattr(golden_rows_module, "BATCH_ROWS", 100)
+    findings = gate(
+        rows=rows,
+        model=classifier(
+            weights(), nodes=[nodes[i] for i in order], outputs=[helper.make_tensor_value_info("some", TensorProto.FLOAT, ["N", "M"])]
+        ),
+        reference=right | {"some": right["probabilities"][:, :2]},
+        manifest={"signature": signature},
+    )
+    assert findings["answers"].outcome is Outcome.FAILED
+    assert findings["answers"].why.startswith("output 'some' is [100, 3] in one batch")
+
+
+@pytest.mark.parametrize("cells", [2_000_000_000, 2**60])
+def test_a_model_that_asks_for_absurd_memory_fails(gate, cells):
+    """The allocator refuses before the machine has to; the finding has its reason."""
+    nodes = [
+        helper.make_node("Constant", [], ["axis"], value_ints=[2]),
+        helper.make_node("Constant", [], ["size"], value_ints=[1, 1, cells]),
+        helper.make_node("Unsqueeze", ["probabilities", "axis"], ["deep"]),
+        helper.make_node("Expand", ["deep", "size"], ["wide"]),
+    ]
+    findings = gate(
+        model=classifier(weights(), nodes=nodes, outputs=[helper.make_tensor_value_info("wide", TensorProto.FLOAT, ["N", "M", "K"])]),
+        probes=False,
+    )
+    assert findings["answers"].outcome is Outcome.FAILED
+
+
+def test_a_delivery_without_the_source_models_answers_fails(gate):
+    """Only `penstock check` may go without them; an empty reference in a delivery is missing outputs."""
+    findings = gate(change=lambda root: [path.unlink() for path in (root / "reference").iterdir()])
+    assert findings["output_names"].outcome is Outcome.FAILED
 
 
 @pytest.mark.parametrize("change", [{"metrics": []}, {"min_rows": 0}, {"atol": float("nan")}, {"unknown": 1}])

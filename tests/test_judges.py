@@ -1,24 +1,32 @@
 """The judges are judged: budgets hold under peeking and correlated requests, gross harm is found within a few requests."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import beta, binom
+from scipy.stats import beta, binom, norm
+from scipy.stats import t as student
 
 from validation import judges
 from validation.contract import Outcome
 from validation.judges import (
     Block,
+    Contributions,
     accuracy_at_least,
     errors_below,
     log_blocks,
+    mean_at_least,
+    mean_at_most,
     not_slower,
+    paired_mean_not_worse,
     paired_not_worse,
     quantile_within,
     queries_needed,
+    shared_error,
+    unpaired_mean_not_worse,
 )
 
 COUNTS = st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
@@ -402,3 +410,292 @@ def test_no_rows_are_never_a_pass():
     """Offline judges say inconclusive of nothing."""
     assert accuracy_at_least(name="a", correct=0, n=0, limit=0.5, error=0.05).outcome is Outcome.INCONCLUSIVE
     assert paired_not_worse(name="a", wins=0, losses=0, n=0, margin=0.5, error=0.05).outcome is Outcome.INCONCLUSIVE
+
+
+@given(COUNTS, st.floats(0.05, 0.95))
+def test_another_right_answer_never_hurts(counts, limit):
+    """With the same number of rows, more right answers never give a worse outcome."""
+    correct, n = counts
+    assume(correct < n)
+    found = [accuracy_at_least(name="a", correct=each, n=n, limit=limit, error=0.05).outcome for each in (correct, correct + 1)]
+    assert found[1] <= found[0]
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 3000))
+def test_another_lost_row_never_helps(wins, losses, n):
+    """With the same number of rows, another row lost, or one won less, never gives a better outcome; nor does a finer margin."""
+    assume(wins + losses < n)
+    found = [
+        paired_not_worse(name="a", wins=w, losses=x, n=n, margin=margin, error=0.05).outcome
+        for w, x, margin in ((wins + 1, losses, 0.01), (wins, losses, 0.01), (wins, losses + 1, 0.01), (wins, losses + 1, 0.005))
+    ]
+    assert found == sorted(found)
+
+
+@given(COUNTS, st.sampled_from([0.5, 0.9, 0.99]))
+def test_another_slow_query_never_helps(counts, quantile):
+    """With the same number of queries, more slow ones never give a better outcome."""
+    over, n = counts
+    assume(over < n)
+    judge = {"name": "p", "n": n, "quantile": quantile, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.05}
+    assert quantile_within(over=over, **judge).outcome <= quantile_within(over=over + 1, **judge).outcome
+
+
+@given(st.floats(0.01, 3), st.floats(0, 1), st.integers(-6, 6))
+def test_latency_is_judged_in_any_unit(ratio, more, exponent):
+    """Seconds or microseconds give the same outcome; a candidate that is slower still never gets a milder one."""
+    rng = np.random.default_rng(7)
+    stable = [Block(n=50, mean=each) for each in rng.normal(2, 0.2, 30)]
+    candidate = [Block(n=50, mean=each + math.log(ratio)) for each in rng.normal(2, 0.2, 30)]
+    here, there = ([Block(n=b.n, mean=b.mean + exponent * math.log(10)) for b in side] for side in (candidate, stable))
+    assert slower(here, there).outcome is slower(candidate, stable).outcome
+    assert slower(candidate, stable).outcome <= slower([Block(n=b.n, mean=b.mean + more) for b in candidate], stable).outcome
+
+
+# Means of contributions
+
+
+def spread(values, *, estimate=None, scale=1.0, **biases):
+    values = [float(each) for each in values]
+    return Contributions(estimate=float(np.mean(values)) if estimate is None else estimate, values=values, scale=scale, **biases)
+
+
+def at_most(one, other, limit):
+    return mean_at_most(name="m", contributions=one, limit=limit, error=0.05)
+
+
+def at_least(one, other, limit):
+    return mean_at_least(name="m", contributions=one, limit=limit, error=0.05)
+
+
+def paired(one, other, limit):
+    return paired_mean_not_worse(
+        name="m", candidate=one, reference=other, margin=abs(limit) or 0.1, error=0.05, higher_is_better=False, relative=False
+    )
+
+
+def paired_share(one, other, limit):
+    return paired_mean_not_worse(
+        name="m", candidate=one, reference=other, margin=abs(limit) or 0.1, error=0.05, higher_is_better=False, relative=True
+    )
+
+
+def unpaired(one, other, limit):
+    return unpaired_mean_not_worse(
+        name="m", candidate=one, logged=other.estimate, margin=abs(limit) or 0.1, error=0.05, higher_is_better=False, relative=False
+    )
+
+
+MEANS = (at_most, at_least, paired, paired_share, unpaired)
+
+
+def halves(seed, n, tail, alike):
+    """Contributions of two versions on the same rows, log-normal with this tail, equal on a share of the rows."""
+    rng = np.random.default_rng(seed)
+    one, other = rng.lognormal(0, tail, (2, n))
+    return spread(np.where(rng.random(n) < alike, other, one)), spread(other)
+
+
+HALVES = st.builds(halves, st.integers(0, 2**32), st.integers(60, 200), st.floats(0, 1.5), st.floats(0, 1))
+
+
+@pytest.mark.parametrize("judge", MEANS)
+@given(pair=HALVES, shift=st.floats(0.001, 5), limit=st.floats(0.001, 8))
+def test_a_worse_mean_never_helps(judge, pair, shift, limit):
+    """All rows worse by the same never give a better outcome; nor does a tighter limit or margin."""
+    one, other = pair
+    moved = spread([each + shift for each in one.values])
+    outcomes = [judge(each, other, limit).outcome for each in (one, moved)]
+    assert outcomes == sorted(outcomes, reverse=judge is at_least)
+    outcomes = [judge(one, other, each).outcome for each in (limit, limit / 2)]
+    assert outcomes == sorted(outcomes, reverse=judge is at_least)
+
+
+@pytest.mark.parametrize("judge", MEANS)
+@given(pair=HALVES, limit=st.floats(0.001, 8), times=st.integers(2, 5))
+def test_more_of_the_same_evidence_never_unsettles(judge, pair, limit, times):
+    """What passed or failed does so again when the same rows stand there several times."""
+    first = judge(*pair, limit).outcome
+    assume(first is not Outcome.INCONCLUSIVE)
+    assert judge(*(spread(each.values * times) for each in pair), limit).outcome is first
+
+
+@pytest.mark.parametrize("judge", MEANS)
+@given(pair=HALVES, limit=st.floats(0.001, 8), exponent=st.integers(-6, 6), seed=st.integers(0, 99))
+def test_units_and_order_of_rows_change_nothing(judge, pair, limit, exponent, seed):
+    """The outcome is the same in another unit, with the limit in that unit too (a share has none), and in another order of rows."""
+    unit, order = 10.0**exponent, np.random.default_rng(seed).permutation(len(pair[0].values))
+    moved = [spread(np.array(each.values)[order] * unit, scale=unit) for each in pair]
+    first, second = judge(*pair, limit), judge(*moved, limit if judge is paired_share else limit * unit)
+    assume(min(abs(end - first.limit) for end in first.interval) > 1e-9 * first.limit)
+    assert second.outcome is first.outcome
+
+
+@pytest.mark.parametrize("judge", MEANS)
+@given(pair=HALVES, place=st.integers(0, 59), bad=st.sampled_from([math.nan, math.inf, -math.inf, 1e200]), side=st.sampled_from([0, 1]))
+def test_a_value_that_is_no_number_never_passes(judge, pair, place, bad, side):
+    """NaN, infinity and what overflows, in one row of either version, are inconclusive."""
+    sides = list(pair)
+    sides[side] = spread([*sides[side].values[:place], bad, *sides[side].values[place + 1 :]])
+    assume(side == 0 or judge not in {at_most, at_least})
+    found = judge(*sides, -1e9 if judge is at_least else 1e9)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.advice
+
+
+def test_a_quotient_that_overflows_never_passes():
+    """Readable numbers whose share is none are inconclusive, however wide the margin."""
+    great, small = spread(np.full(100, 1e140)), spread(np.full(100, 1e-140), scale=1e-140)
+    for judge in (paired_share, paired):
+        assert judge(small, replace(great, scale=1e-149), 1e149).outcome is not Outcome.FAILED
+    assert paired_share(great, small, 1e149).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("field", ["estimate", "scale", "over", "under"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_statistic_that_is_no_number_never_passes(field, bad):
+    """Neither the estimate, nor the scale, nor a bias may be unreadable."""
+    one = replace(spread(np.linspace(0, 1, 100)), **{field: bad})
+    for judge in MEANS:
+        assert judge(one, spread(np.linspace(0, 1, 100)), -1e9 if judge is at_least else 1e9).outcome is Outcome.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("judge", MEANS)
+@pytest.mark.parametrize("n", [0, 1, 2, 49])
+def test_few_rows_show_nothing_of_a_mean(judge, n):
+    """Below 50 rows nothing is said, and the advice says how many are missing."""
+    few = spread([0.5] * n, estimate=0.5)
+    found = judge(few, few, -1e9 if judge is at_least else 1e9)
+    assert found.outcome is Outcome.INCONCLUSIVE
+    assert found.advice == f"about {50 - n} more golden rows are needed"
+
+
+@pytest.mark.parametrize("judge", MEANS)
+def test_rows_that_are_all_equal_are_judged_by_their_number(judge):
+    """Without any spread the bound is that of a row unlike them that was not seen: 0.005 of a scale of 1 needs 671 rows."""
+    limit = 0.495 if judge is at_least else 0.505 if judge is at_most else 0.005
+    needed = 1342 if judge in {unpaired, paired_share} else 671
+    found = [judge(spread([0.5] * n), spread([0.5] * n), limit).outcome for n in (needed - 5, needed + 5)]
+    assert found == [Outcome.INCONCLUSIVE, Outcome.PASSED]
+
+
+@given(HALVES, st.floats(0.9, 1.1))
+def test_advice_on_rows_is_right(pair, near):
+    """With so many rows like these the claim passes; where none would help, the estimate itself lies on the wrong side."""
+    limit = near * pair[0].estimate
+    found = at_most(pair[0], None, limit)
+    assume(found.outcome is Outcome.INCONCLUSIVE)
+    if found.advice.startswith("more of the same"):
+        assert found.observed >= limit
+    else:
+        sample, more = judges._sample(pair[0]), int(found.advice.split()[1])
+        assert [judges._bounds(sample, 0.05, sample.n + each)[1] <= limit for each in (more - 1, more)] == [False, True]
+
+
+@given(HALVES, st.floats(0.001, 8), st.sampled_from([0.05, 0.01, 0.001]))
+def test_a_mean_agrees_with_its_interval(pair, limit, error):
+    """The interval holds the observed value; passed and failed are what its ends say; a smaller error widens it."""
+    wide = mean_at_most(name="m", contributions=pair[0], limit=limit, error=error / 2).interval
+    found = mean_at_most(name="m", contributions=pair[0], limit=limit, error=error)
+    lower, upper = found.interval
+    assert wide[0] < lower < found.observed < upper < wide[1]
+    assert (found.outcome is Outcome.PASSED, found.outcome is Outcome.FAILED) == (upper <= limit, lower > limit)
+
+
+@given(HALVES, st.floats(0.001, 8))
+def test_at_least_mirrors_at_most(pair, limit):
+    """What is said of a statistic and a limit is said of both negated."""
+    negated = spread([-each for each in pair[0].values])
+    assert at_most(pair[0], None, limit).outcome is at_least(negated, None, -limit).outcome
+
+
+def test_higher_is_better_turns_the_sides():
+    """A score that fell is worse, a loss that fell is better."""
+    low, high = (spread(np.linspace(0, 1, 200) + shift) for shift in (0, 0.5))
+    judge = {"name": "m", "margin": 0.1, "error": 0.05, "relative": False}
+    fell = paired_mean_not_worse(candidate=low, reference=high, higher_is_better=True, **judge)
+    rose = paired_mean_not_worse(candidate=low, reference=high, higher_is_better=False, **judge)
+    assert (fell.outcome, fell.observed) == (Outcome.FAILED, pytest.approx(0.5))
+    assert (rose.outcome, rose.observed) == (Outcome.PASSED, pytest.approx(-0.5))
+
+
+def test_a_bias_counts_on_its_own_side():
+    """An estimate that may lie above the truth does not fail so soon, one that may lie below does not pass so soon."""
+    values = np.linspace(0.4, 0.6, 2000)
+    plain, over, under = spread(values), spread(values, over=0.2), spread(values, under=0.2)
+    assert [at_most(each, None, 0.6).outcome for each in (plain, over, under)] == [Outcome.PASSED, Outcome.PASSED, Outcome.INCONCLUSIVE]
+    assert [at_most(each, None, 0.4).outcome for each in (plain, over, under)] == [Outcome.FAILED, Outcome.INCONCLUSIVE, Outcome.FAILED]
+    judge = {"name": "m", "margin": 0.1, "error": 0.05, "higher_is_better": False, "relative": False}
+    found = [
+        paired_mean_not_worse(candidate=one, reference=other, **judge).interval
+        for one, other in ((plain, plain), (over, plain), (plain, over), (under, plain), (plain, under))
+    ]
+    lower, upper = found[0]
+    assert found[1:3] == [pytest.approx((lower - 0.2, upper)), pytest.approx((lower, upper + 0.2))]
+    assert found[3:] == [pytest.approx((lower, upper + 0.2)), pytest.approx((lower - 0.2, upper))]
+
+
+def test_unpaired_is_wider_by_the_root_of_two():
+    """A logged value is taken to be as uncertain as the candidate's."""
+    one = spread(np.random.default_rng(3).normal(5, 1, 50_000))
+    widths = [upper - lower for lower, upper in (unpaired(one, one, 0.1).interval, at_most(one, None, 5).interval)]
+    assert widths[0] / widths[1] == pytest.approx(math.sqrt(2), rel=0.03)
+
+
+def test_a_share_of_nothing_is_no_margin():
+    """A reference of 0 or below has no share; a comparison without pairs is a mistake of the caller's."""
+    one, none = spread(np.linspace(0, 1, 100)), spread(np.linspace(-1, 1, 100), estimate=0.0)
+    assert paired_share(one, none, 0.5).outcome is Outcome.INCONCLUSIVE
+    with pytest.raises(ValueError, match="are no pairs"):
+        paired(one, spread(np.linspace(0, 1, 99)), 0.5)
+
+
+@pytest.mark.parametrize("change", [{"error": 0}, {"error": math.nan}, {"error": 1}, {"limit": math.nan}, {"limit": math.inf}])
+def test_means_without_meaningful_limits_are_refused(change):
+    """An error budget outside 0 to 1 or a limit that is no number is an error, not a verdict."""
+    with pytest.raises(ValueError, match=r"must lie between|must be finite"):
+        mean_at_most(**{"name": "m", "contributions": spread(np.linspace(0, 1, 100)), "limit": 1.0, "error": 0.05, **change})
+
+
+@pytest.mark.parametrize("margin", [0, -0.1, math.nan, math.inf])
+def test_a_margin_without_meaning_is_refused(margin):
+    """Margins are above 0 and finite."""
+    one = spread(np.linspace(0, 1, 100))
+    kinds = {"name": "m", "candidate": one, "margin": margin, "error": 0.05, "higher_is_better": False, "relative": False}
+    with pytest.raises(ValueError, match="must lie between"):
+        paired_mean_not_worse(reference=one, **kinds)
+    with pytest.raises(ValueError, match="must lie between"):
+        unpaired_mean_not_worse(logged=0.5, **kinds)
+
+
+def test_findings_say_their_error_rates_and_what_they_take_for_granted():
+    """In `why`: the chance to pass at the margin, and to pass and fail when equal; what an unseen row is taken to cost; any note."""
+    rng = np.random.default_rng(8)
+    one, other = (replace(spread(rng.normal(5, 0.2, 2000)), note="3 rows were odd") for _ in range(2))
+    said = paired(one, other, 0.02).why
+    assert "on the same 2000 rows (3 rows were odd)" in said
+    assert "at this n, if a row unseen costs 1.2 at most: passed at the margin <= 5 %, an equal version passed ~ 91 %, failed < 1 %" in said
+    assert len(said) < 400
+    assert "passed at the limit <= 5 %, passed when better by 0.0" in at_most(one, None, 6).why
+    assert "at this n: passed at the margin <= 5 %, an equal version passed > 99 %, failed < 1 %" in (
+        paired_not_worse(name="a", wins=0, losses=0, n=2000, margin=0.02, error=0.05).why
+    )
+    assert "at this n: passed at the limit <= 5 %, passed when better by" in (
+        accuracy_at_least(name="a", correct=900, n=1000, limit=0.85, error=0.05).why
+    )
+
+
+@pytest.mark.parametrize("freedom", [49, 200, 1000])
+@pytest.mark.parametrize("error", [0.05, 0.01, 0.001, 0.0001])
+def test_students_quantile_is_near(freedom, error):
+    """The expansion agrees with scipy's quantile to a thousandth."""
+    assert judges._student(norm.ppf(1 - error), freedom) == pytest.approx(student.ppf(1 - error, freedom), rel=1e-3)
+
+
+def test_comparisons_share_one_error():
+    """Bonferroni: shares add up to the whole, one comparison keeps it all, none is a mistake."""
+    assert (shared_error(0.05, 1), shared_error(0.05, 10)) == (0.05, 0.005)
+    with pytest.raises(ValueError, match="share nothing"):
+        shared_error(0.05, 0)
+    with pytest.raises(ValueError, match="must lie between"):
+        shared_error(math.nan, 3)

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from validation.metrics import Answers, Unmeasurable
-from validation.parity import is_float, is_text, is_vector
+from validation.parity import NUMBERS, RANKING, is_float, is_text, is_vector
 
-NUMBERS = ("rmse", "mae", "mape")
-RANKING = ("ndcg",)
 COLUMNS_AGREE = 0.99
 """Share of rows whose label must be that of their greatest score, for the scores' columns to be taken in the labels' order."""
 
@@ -88,7 +86,7 @@ def _order(labels: np.ndarray, said: np.ndarray, scores: np.ndarray | None, *, f
         return None
     middle = 0.5 if _are_chances(scores) else 0.0
     greatest = (scores >= middle).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-    agree = from_scores or np.mean(order[greatest].astype(str) == said.astype(str)) >= COLUMNS_AGREE
+    agree = from_scores or np.mean(np.equal(*_alike(order[greatest], said))) >= COLUMNS_AGREE
     return order if agree else None
 
 

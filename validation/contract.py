@@ -34,6 +34,8 @@ CONTRACT_VERSION = 1
 VERDICT_LIMIT_BYTES = 4096  # what Kubernetes carries as a pod's termination message
 TEXT_LIMIT_BYTES = 500  # of one text in a verdict's finding: an error message of a library must not crowd out the verdict
 PIECE_BYTES = 1 << 20
+SOURCE_ABSENT = "source_model_absent"
+"""Key of a spec's inputs, set by `penstock check` alone: the model's source is not at hand, so what needs it is skipped in sight."""
 EXIT_BAD_SPEC = 64  # EX_USAGE in BSD's sysexits.h
 
 

@@ -62,21 +62,32 @@ class Duplicates:
     def __init__(self) -> None:
         self.level = self.rows = 0
         self._hashes, self._counts = np.empty(0, np.uint64), np.empty(0, np.int64)
+        self._pending: list[np.ndarray] = []
+        self._waiting = 0
 
     def add(self, hashes: np.ndarray) -> None:
+        kept = self._kept(hashes)
         self.rows += len(hashes)
-        fresh, counts = np.unique(self._kept(hashes), return_counts=True)
+        self._pending.append(kept)
+        self._waiting += len(kept)
+        if self._waiting > DISTINCT // 2:  # sorting is dear: once for many batches
+            self._merge()
+
+    @property
+    def permille(self) -> float:
+        self._merge()
+        counted = int(self._counts.sum())
+        return 1000 * (counted - len(self._hashes)) / counted if counted else 0.0
+
+    def _merge(self) -> None:
+        fresh, counts = np.unique(self._kept(np.concatenate([np.empty(0, np.uint64), *self._pending])), return_counts=True)
         self._hashes, places = np.unique(np.concatenate([self._hashes, fresh]), return_inverse=True)
         self._counts = np.bincount(places.reshape(-1), np.concatenate([self._counts, counts])).astype(np.int64)
+        self._pending, self._waiting = [], 0
         while len(self._hashes) > DISTINCT:
             self.level += 1
             mask = (self._hashes & self._mask()) == 0
             self._hashes, self._counts = self._hashes[mask], self._counts[mask]
-
-    @property
-    def permille(self) -> float:
-        counted = int(self._counts.sum())
-        return 1000 * (counted - len(self._hashes)) / counted if counted else 0.0
 
     def _kept(self, hashes: np.ndarray) -> np.ndarray:
         return np.asarray(hashes[(hashes & self._mask()) == 0])
@@ -88,7 +99,8 @@ class Duplicates:
 def few_duplicates(found: Duplicates, sample: np.ndarray, limit_permille: int) -> Finding:
     """`sample` are the hashes of a uniform sample of the rows."""
     repeated = 1000 * (1 - len(np.unique(sample)) / len(sample)) if len(sample) else math.nan
-    permille = max(found.permille, repeated) if found.level else found.permille
+    counted = found.permille
+    permille = max(counted, repeated) if found.level else counted
     how = f"estimated from one in {1 << found.level} different rows and a sample of {len(sample)}" if found.level else "counted"
     why = f"{permille:.4g} per mille of {found.rows} rows have inputs that stood there before ({how}); {limit_permille} are allowed"
     details: dict[str, Any] = {"observed": permille, "limit": limit_permille, "n": found.rows}
@@ -108,13 +120,16 @@ def row_hashes(inputs: Arrays) -> np.ndarray:
 
 
 def _whole_numbers(values: np.ndarray) -> np.ndarray:
-    """Cells as uint64 [rows, cells]: the bits of numbers, the hashes of words."""
+    """Rows as uint64 [rows, words]: the bytes of numbers eight at a time, the hashes of words."""
     flat = np.ascontiguousarray(values.reshape(len(values), -1))
     if is_text(flat):
         return word_hashes(flat.reshape(-1)).reshape(flat.shape)
     if is_float(flat):
         flat = flat + flat.dtype.type(0)  # -0.0 and 0.0 are one value
-    bits = flat.view(f"u{flat.dtype.itemsize}").astype(np.uint64)
+    raw = flat.view(np.uint8)
+    if raw.shape[1] % 8:
+        raw = np.pad(raw, ((0, 0), (0, -raw.shape[1] % 8)))
+    bits = raw.view(np.uint64)
     return np.asarray(bits ^ (bits >> np.uint64(32)))  # of whole numbers as float64 only the upper bits differ
 
 
@@ -145,6 +160,22 @@ def no_leakage(inputs: Arrays, labels: np.ndarray) -> Finding:
     why = f"{most} alone determines the label ({telling[most]:.4f} of what there is to know, on {n} rows); {len(telling)} such inputs"
     advice = "take the label, or what is made from it, out of the model's inputs"
     return failed(name, why, observed=telling[most], limit=LEAK, n=n, advice=advice)
+
+
+def telling_places(labels: np.ndarray, most: int) -> np.ndarray:
+    """Places of at most so many rows to look for leaks on, in order: of each class equally many, so that rare ones are seen."""
+    if is_numeric(labels):
+        return spread(np.arange(len(labels)), most)
+    codes = _codes(labels)
+    classes = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]) if len(codes) else []
+    chosen = [spread(each, max(1, most // len(classes))) for each in classes[:most]]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def spread(places: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the places, evenly spread, in order."""
+    count = min(len(places), most)
+    return np.asarray(places[np.unique(np.linspace(0, len(places) - 1, count).round().astype(np.int64))]) if count else places[:0]
 
 
 def is_numeric(labels: np.ndarray) -> bool:

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ import numpy as np
 
 from validation import golden_quality
 from validation.bundle import OpenBundle, read_bundle
-from validation.contract import BadSpec, Decision, Finding, Spec
+from validation.contract import SOURCE_ABSENT, BadSpec, Decision, Finding, Spec
 from validation.findings import failed, inconclusive, passed
 from validation.golden_rows import GoldenRows, read_probes
 from validation.golden_walk import Seen, walk
 from validation.invariances import invariance_findings
 from validation.onnx_model import ModelFault, OnnxModel, row_count
-from validation.parity import Count, form_findings, holds, rows_outside, rows_unfinite, share
+from validation.parity import Count, form_findings, holds, names_classes, rows_flipped, rows_outside, rows_unfinite, share
 from validation.policy import BadPolicy, GoldenSet, parse
 from validation.scoring import Exam, limit_name, metric_findings, numbers
 
@@ -38,8 +39,7 @@ PROBE_ROWS = 1024
 BATCH_ANSWER_BYTES = 64 << 20
 """What the answers to one batch may take."""
 
-SOURCE_ABSENT = "source_model_absent"
-"""Key of a spec's inputs, set by `penstock check` alone: the model's source is not at hand, so what needs it is skipped in sight."""
+Arrays = Mapping[str, np.ndarray]
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -57,7 +57,7 @@ def _baselines(findings: Iterable[Finding], limits: GoldenSet) -> dict[str, floa
     """The metrics as they were found here, by name: what later versions and the registry compare with."""
     found = {each.name: each.observed for each in findings}
     named = {metric.name: found.get(limit_name(metric)) for metric in limits.metrics}
-    return {name: value for name, value in named.items() if isinstance(value, float)}
+    return {name: value for name, value in named.items() if isinstance(value, float) and math.isfinite(value)}
 
 
 @dataclass(kw_only=True)
@@ -113,17 +113,24 @@ class Case:
         """Only where nobody expects the source model's answers; a bundle of a delivery must have them."""
         return bool(self.spec.inputs.get(SOURCE_ABSENT)) and not self.golden.reference_names
 
+    @cached_property
+    def batch_rows(self) -> int:
+        """Found with one row, before many are asked: a model whose answers are large is asked fewer at once."""
+        row = next(self.golden.batches(1))
+        size = sum(each.nbytes for each in self.model.answer(row.inputs).values())
+        return max(1, min(self.golden.batch_rows, BATCH_ANSWER_BYTES // max(size, 1)))
+
     def form(self) -> Iterator[Finding]:
         if self.without_source:
             self.formed = True
             return
-        first = next(self.golden.batches(_batch_rows(self.model, self.golden)))
+        first = next(self.golden.batches(self.batch_rows))
         findings = form_findings(self.model.answer(first.inputs), first.reference, self.bundle.manifest.outputs)
         self.formed = holds(findings)
         yield from findings
 
     def findings(self, report: Report) -> Iterator[Finding]:
-        seen = walk(self.model, self.golden, self.limits, self.spec, _batch_rows(self.model, self.golden), absent=self.without_source)
+        seen = walk(self.model, self.golden, self.limits, self.spec, self.batch_rows, absent=self.without_source)
         exam = self._exam(seen)
         report.metrics = seen.parity.numbers | numbers(exam)
         report.mismatches = _labelled(seen.parity.mismatches, self.golden)
@@ -150,28 +157,36 @@ class Case:
         )
 
 
-def _batch_rows(model: OnnxModel, golden: GoldenRows) -> int:
-    """Found with one row, before many are asked: a model whose answers are large is asked fewer at once."""
-    row = next(golden.batches(1))
-    size = sum(each.nbytes for each in model.answer(row.inputs).values())
-    return max(1, min(golden.batch_rows, BATCH_ANSWER_BYTES // max(size, 1)))
-
-
 def _feature_extremes(model: OnnxModel, bundle: OpenBundle, limits: GoldenSet, *, skip: bool) -> Finding:
     name, probes = "feature_extremes", read_probes(bundle)
     if probes is None and skip:
         return passed(name, "skipped: the source model is not at hand to answer probes")
-    if probes is None or not (rows := row_count(probes.inputs)):
-        why = "the bundle has no probes, so nothing is known of the edges of the features' ranges"
-        return inconclusive(name, why, "export the version again: export makes probes and has the source model answer them")
-    outputs = model.answer_in_batches(probes.inputs, PROBE_ROWS)
+    refused = bundle.manifest.golden_set.get("probes_left_out", 0)
+    if probes is None or not row_count(probes.inputs):
+        why = f"the bundle has no probes ({refused} were refused by the source model): the edges of the features' ranges are not known"
+        return inconclusive(name, why, "export the version again: export makes probes and has the source model answer them", n=0)
+    try:
+        outputs = model.answer_in_batches(probes.inputs, PROBE_ROWS)
+    except ModelFault as fault:
+        return failed(name, f"what the source model answers at the edges of the features' ranges is not answered: {fault}")
     form = form_findings(outputs, probes.reference, bundle.manifest.outputs)
     if not holds(form):
-        return failed(name, f"on probes: {max(form, key=lambda each: each.outcome).why}", n=rows)
-    bad = Count()
-    bad.add(rows_outside(outputs, probes.reference, limits) | rows_unfinite(outputs) | rows_unfinite(probes.reference), 0)
+        return failed(name, f"on probes: {max(form, key=lambda each: each.outcome).why}", n=row_count(outputs))
     what = "at the edges of the features' ranges are answered other than by the source model"
-    return share(name, bad, rows, limits.rows_outside_permille, what)
+    return share(
+        name, _differing(outputs, probes.reference, limits), row_count(outputs), limits.rows_outside_permille, _with(what, refused)
+    )
+
+
+def _differing(outputs: Arrays, reference: Arrays, limits: GoldenSet) -> Count:
+    flipped = rows_flipped(outputs, reference, of_classes=names_classes(limits))
+    count = Count()
+    count.add(rows_outside(outputs, reference, limits) | flipped | rows_unfinite(outputs) | rows_unfinite(reference), 0)
+    return count
+
+
+def _with(what: str, refused: Any) -> str:
+    return f"{what} ({refused} more it refused to answer itself)" if refused else what
 
 
 def _labelled(mismatches: list[dict[str, Any]], golden: GoldenRows) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from validation.bundle import read_bundle
 from validation.contract import Spec, Stable
-from validation.golden_quality import LEAK_ROWS, Duplicates, row_hashes
+from validation.golden_quality import LEAK_ROWS, Duplicates, row_hashes, spread, telling_places
 from validation.golden_rows import Batch, GoldenRows
 from validation.invariances import ROWS
 from validation.onnx_model import ModelFault, OnnxModel
@@ -46,7 +46,7 @@ class Seen:
     @property
     def few(self) -> dict[str, np.ndarray]:
         """At most `ROWS` rows of input, spread over the set."""
-        places = spread(len(self.leak_rows), ROWS)
+        places = spread(np.arange(len(self.leak_rows)), ROWS)
         return {name: values[places] for name, values in self.inputs.items()}
 
 
@@ -62,7 +62,7 @@ class Kept:
         try:
             return {name: np.concatenate([each[name] for each in self.parts]) for name in self.parts[0]} if self.parts else {}
         except (ValueError, KeyError) as error:
-            raise ModelFault("output_shapes", f"the shape of a row's answer differs between batches: {error}") from error
+            raise ModelFault("answers", f"the shape of a row's answer differs between batches: {error}") from error
 
     def side(self) -> Side:
         return Side(outputs=None, why_not=self.why_not) if self.why_not else Side(outputs=self.joined())
@@ -71,17 +71,13 @@ class Kept:
 def walk(model: OnnxModel, golden: GoldenRows, limits: GoldenSet, spec: Spec, batch_rows: int, *, absent: bool) -> Seen:
     """Raises `ModelFault` when the candidate does not answer; a stable that does not is a side without answers."""
     sample = choose(golden, limits, spec.seed, most=_sample_rows(golden))
-    leak_rows = sample.rows[sample.whole[spread(len(sample.whole), _leak_rows(golden))]]
+    whole = sample.rows[sample.whole]
+    leak_rows = whole[telling_places(golden.labels(whole), _leak_rows(golden))]
     with ExitStack() as stack:
         steps = _Steps(model=model, stable=_stable(spec.stable, golden, stack), sample=sample, leak_rows=leak_rows, limits=limits)
         for batch in golden.batches(batch_rows):
             steps.take(batch, absent=absent)
     return steps.seen(spec.stable, absent=absent)
-
-
-def spread(length: int, most: int) -> np.ndarray:
-    """At most so many places of a sequence, evenly spread, in order."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(np.int64)) if length else np.empty(0, np.int64)
 
 
 @dataclass(kw_only=True)
@@ -176,7 +172,7 @@ def _insist_on_form(outputs: Arrays, reference: Arrays) -> None:
     for name, values in outputs.items():
         if values.shape != reference[name].shape:
             why = f"output {name!r} is {list(values.shape)} in one batch; the source model's is {list(reference[name].shape)}"
-            raise ModelFault("output_shapes", why)
+            raise ModelFault("answers", why)
 
 
 def _sample_rows(golden: GoldenRows) -> int:

@@ -256,8 +256,11 @@ def _not_worse_calibrated(name: str, metric: Metric, candidate: Answers, referen
     finding = _paired(name, metric, contributions(metric, candidate), contributions(metric, reference), margin=margin, error=half)
     if finding.outcome is not Outcome.INCONCLUSIVE:
         return finding
-    moved = mean_at_most(name=name, contributions=_moved(_gaps(candidate), _gaps(reference)), limit=margin, error=half)
-    return replace(moved, why=f"the bins' gaps moved by {moved.why}") if moved.outcome is Outcome.PASSED else finding
+    moves = _moved(_gaps(candidate), _gaps(reference))
+    moved = mean_at_most(name=name, contributions=moves, limit=margin, error=half)
+    if moved.outcome is Outcome.PASSED:
+        return replace(moved, why=f"the bins' gaps moved by {moved.why}")
+    return replace(finding, advice=moved.advice) if moves.estimate < margin else finding
 
 
 def _moved(candidate: _Gaps, reference: _Gaps) -> Contributions:
@@ -438,7 +441,13 @@ def _alike(one: Array, other: Array) -> tuple[Array, Array]:
     """Both as numbers if both are, else both as words."""
     if one.dtype.kind in "biuf" and other.dtype.kind in "biuf":
         return one, other
-    return one.astype(str), other.astype(str)
+    return _words(one), _words(other)
+
+
+def _words(values: Array) -> Array:
+    """As text; a whole number is written as one, whatever its type: tables with gaps hold 1 as 1.0."""
+    whole = values.dtype.kind == "f" and bool((values == np.floor(values)).all())
+    return (values.astype(np.int64) if whole else values).astype(str)
 
 
 def _plain(values: Array) -> Array:

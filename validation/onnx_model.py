@@ -6,13 +6,17 @@ It runs on the CPU, on one thread, so that the same rows give the same numbers e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
+
+from validation.onnx_file import BadModel, check_onnx
 
 MEMORY_BYTES = 4 << 30
 """What ONNX Runtime may take for weights and values of one process; an operator that wants more is refused by its allocator."""
@@ -31,14 +35,24 @@ class ModelFault(Exception):
         self.name = name
 
 
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output as the file declares it: ONNX Runtime's word for the type, and the axes: sizes, words or None for open ones."""
+
+    name: str
+    kind: str
+    axes: tuple[int | str | None, ...]
+
+
 class OnnxModel:
-    """A loaded model. `outputs` are its outputs' names in order, `inputs` the axes of each input by name: sizes, or words for open ones."""
+    """A loaded model. `ports` are what its file declares, `outputs` the outputs' names in order."""
 
     def __init__(self, path: Path) -> None:
         """Raises `ModelFault` named `loads`."""
         self._session = _session(path)
-        self.inputs: dict[str, list[int | str | None]] = {each.name: list(each.shape) for each in self._session.get_inputs()}
-        self.outputs = tuple(each.name for each in self._session.get_outputs())
+        self.ports = {"inputs": _ports(self._session.get_inputs()), "outputs": _ports(self._session.get_outputs())}
+        self.inputs = {each.name: each.axes for each in self.ports["inputs"]}
+        self.outputs = tuple(each.name for each in self.ports["outputs"])
 
     def insist_on_inputs(self, names: list[str]) -> None:
         """Raises `ModelFault` unless the model takes these inputs and no others: nothing is run on guesses."""
@@ -66,6 +80,10 @@ def row_count(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
+def _ports(arguments: Iterable[Any]) -> tuple[Port, ...]:
+    return tuple(Port(name=each.name, kind=each.type, axes=tuple(each.shape)) for each in arguments)
+
+
 def _insist_on_rows(name: str, answer: object, rows: int) -> None:
     if not isinstance(answer, np.ndarray):
         raise ModelFault("answers", f"output {name!r} is a {type(answer).__name__}, not a tensor: export classifiers with zipmap off")
@@ -85,6 +103,11 @@ def _fault(name: str) -> Iterator[None]:
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
+    """What `onnx_file` refuses never reaches the runtime."""
+    try:
+        check_onnx(path)
+    except BadModel as error:
+        raise ModelFault("loads", f"{error}: {error.advice}") from error
     _bound_memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

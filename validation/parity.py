@@ -33,6 +33,10 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "int8": (-128.0, 127.0),
 }
 
+NUMBERS = ("rmse", "mae", "mape")
+RANKING = ("ndcg",)
+"""Metrics of models whose float outputs are no scores of classes: the greatest of several is no answer there."""
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -128,7 +132,7 @@ class Parity:
     def add(self, start: int, inputs: Arrays, outputs: Arrays, reference: Arrays) -> None:
         """One batch of rows, the first of them golden row number `start`; outputs and reference have the same form."""
         masks = {name: outside(outputs[name], reference[name], tolerance(self.limits, name)) for name in outputs}
-        flipped = rows_flipped(outputs, reference)
+        flipped = rows_flipped(outputs, reference, of_classes=names_classes(self.limits))
         self._count(start, masks, flipped)
         self._widen(outputs, reference)
         self._count_unfinite(start, outputs, reference)
@@ -244,7 +248,8 @@ def outside(values: np.ndarray, reference: np.ndarray, rule: Tolerance) -> np.nd
         return _differs(values, reference)
     there = reference.astype(np.float64)
     with np.errstate(all="ignore"):
-        near = np.abs(values - there) <= rule.atol + rule.rtol * np.abs(there)
+        gap = np.abs(values - there)
+        near = (gap <= rule.atol + rule.rtol * np.abs(there)) & (gap < np.inf)  # an infinite reference would allow any gap
     return np.asarray(~near.reshape(len(values), -1).all(axis=1))
 
 
@@ -253,14 +258,19 @@ def rows_outside(outputs: Arrays, reference: Arrays, limits: GoldenSet) -> np.nd
     return np.asarray(np.logical_or.reduce([outside(outputs[name], reference[name], tolerance(limits, name)) for name in outputs]))
 
 
-def rows_flipped(outputs: Arrays, reference: Arrays) -> np.ndarray:
-    """Mask [rows]: a label differs, or the greatest of a vector of scores is another."""
-    masks = []
+def names_classes(limits: GoldenSet) -> bool:
+    """Whether some metric of the policy takes the model's answers as classes."""
+    return any(each.name not in (*NUMBERS, *RANKING) for each in limits.metrics)
+
+
+def rows_flipped(outputs: Arrays, reference: Arrays, *, of_classes: bool = True) -> np.ndarray:
+    """Mask [rows]: a label differs, or (`of_classes`) the greatest of a vector of scores is another."""
+    masks = [np.zeros(len(next(iter(outputs.values()))), dtype=bool)]
     for name, values in outputs.items():
-        if is_vector(values):
+        if not is_float(values):
+            masks.append(_differs(values, reference[name]))
+        elif of_classes and is_vector(values):
             masks.append(values.argmax(axis=1) != reference[name].argmax(axis=1))
-        else:
-            masks.append(_differs(values, reference[name]) if not is_float(values) else np.zeros(len(values), dtype=bool))
     return np.asarray(np.logical_or.reduce(masks))
 
 
