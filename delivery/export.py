@@ -77,7 +77,7 @@ def _export(spec: Spec, evidence: Path, registry: Registry, place: sandbox.Workp
     probes = probe_rows(golden.arrays)
     _lay_in(flavour, golden, probes, place)
     ended = _sandboxed(flavour, place, limits, evidence)
-    kept = place.inputs / "model" / flavour.kept if flavour.kept else None
+    kept = _kept(place, flavour, version)
     exported = _exported(place, golden, probes)
     material = Material(version=version, source=source, flavour=flavour, golden=golden, exported=exported, kept=kept)
     semantic_version = next_version(material.subject, _stable_manifest(spec), _taken(version, registry))
@@ -112,6 +112,14 @@ def _named(spec: Spec) -> tuple[str, ...]:
     if not isinstance(columns, (list, tuple)) or not all(isinstance(each, str) for each in columns):
         raise BadSpec(f"limits.columns is {columns!r}; expected a list of names")
     return tuple(columns)
+
+
+def _kept(place: sandbox.Workplace, flavour: Flavour, version: ModelVersion) -> Path | None:
+    """The folder that goes into the bundle; looked at once more, because a lenient place may have let the model at it."""
+    if flavour.kept is None:
+        return None
+    insist_on_plain(place.inputs / "model" / flavour.kept, version.name)
+    return place.inputs / "model" / flavour.kept
 
 
 def _insist_on_rows(golden: Golden) -> None:

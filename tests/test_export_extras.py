@@ -77,22 +77,21 @@ def opened(verdict: Verdict) -> OpenBundle:
     return read_bundle(Bundle(uri=verdict.outputs["bundle_uri"], sha256=verdict.outputs["bundle_sha256"]))
 
 
-@pytest.mark.parametrize(
-    ("case", "outputs"),
-    [
-        (("export_boosting", "xgboost"), ["label", "probabilities"]),
-        (("export_torch", "module"), ["scores"]),
-        (("export_torch", "pt2"), ["scores"]),
-        (("export_torch", "sequences"), ["total", "weighted"]),
-        (("export_tensorflow", "keras"), ["scores"]),
-        (("export_tensorflow", "saved_model"), ["scores"]),
-    ],
-)
-def test_a_heavy_flavour_becomes_a_bundle(
-    registry: Registry, model: str, tmp_path: Path, case: tuple[str, str], outputs: list[str]
-) -> None:
+SERVED = {
+    "xgboost": ("export_boosting", ["label", "probabilities"]),
+    "module": ("export_torch", ["scores"]),
+    "pt2": ("export_torch", ["scores"]),
+    "sequences": ("export_torch", ["total", "weighted"]),
+    "keras": ("export_tensorflow", ["scores"]),
+    "saved_model": ("export_tensorflow", ["scores"]),
+}
+UNKNOWN = {"cubes": ("export_torch", "own.cube"), "eigen": ("export_tensorflow", "SelfAdjointEigV2")}
+
+
+@pytest.mark.parametrize("kind", SERVED)
+def test_a_heavy_flavour_becomes_a_bundle(registry: Registry, model: str, tmp_path: Path, kind: str) -> None:
     """Inputs and outputs have the signature's names, any batch goes in, and ONNX Runtime answers as the framework did."""
-    environment, kind = case
+    environment, outputs = SERVED[kind]
     with opened(export(registry, model, environment, kind, tmp_path)) as bundle:
         assert [each.name for each in bundle.manifest.outputs] == outputs
         session = onnxruntime.InferenceSession(bundle.model_path)
@@ -117,11 +116,10 @@ def test_the_same_version_gives_the_same_bytes(registry: Registry, model: str, t
     assert first.outputs == again.outputs
 
 
-@pytest.mark.parametrize(
-    ("case", "reason"), [(("export_torch", "cubes"), "own.cube"), (("export_tensorflow", "eigen"), "SelfAdjointEigV2")]
-)
-def test_what_cannot_be_converted_is_named(registry: Registry, model: str, tmp_path: Path, case: tuple[str, str], reason: str) -> None:
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_cannot_be_converted_is_named(registry: Registry, model: str, tmp_path: Path, kind: str) -> None:
     """The refusal names the operator that no converter knows."""
-    verdict = export(registry, model, *case, tmp_path)
+    environment, reason = UNKNOWN[kind]
+    verdict = export(registry, model, environment, kind, tmp_path)
     assert verdict.outcome is Outcome.FAILED
     assert reason in json.dumps([each.why for each in verdict.findings]), verdict.why
