@@ -49,8 +49,13 @@ def staged(stage: str, work: Callable[[], Result]) -> Result:
     except Trouble:
         raise
     except Exception as error:
-        why = re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")
-        raise Trouble(stage, why) from error
+        raise Trouble(stage, _why(error)) from error
+
+
+def _why(error: BaseException) -> str:
+    """The first cause before what was made of it: PyTorch names the operator there, and ends in general advice."""
+    words = re.sub(r"\x1b\[[0-9;]*m|\s+", " ", f"{type(error).__name__}: {error}").strip()
+    return f"{_why(error.__cause__)[:SENTENCE]} | {words}" if error.__cause__ else words
 
 
 def unpickled(job: Mapping[str, Any], folder: Path) -> Any:

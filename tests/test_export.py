@@ -49,6 +49,7 @@ from delivery.export import _walls, export
 from delivery.export_child import _probed
 from delivery.registry import GOLDEN_SHA256, GOLDEN_WRITTEN, SEMANTIC_VERSION, Registry
 from delivery.sandbox import Ended, Limits
+from validation import golden_set
 from validation.bundle import OpenBundle, Tensor, read_bundle
 from validation.contract import BadSpec, Bundle, Decision, Outcome, Stable
 from validation.drift import read_sketches
@@ -204,6 +205,15 @@ def answers_agree(bundle: OpenBundle) -> None:
         assert given.tolist() == expected.tolist() if expected.dtype.kind in "UO" else np.allclose(given, expected, atol=1e-5), name
 
 
+def gate_passes(decision: Decision, folder: Path) -> set[str]:
+    """Names of what the gate on golden rows passes of the exported bundle."""
+    metric = {"name": "accuracy", "at_least": 0.1, "within_training": 0.2, "not_worse_than_stable": 0.2}
+    limits = {"min_rows": 10, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 0, "metrics": [metric]}
+    bundle = Bundle(uri=decision.outputs["bundle_uri"], sha256=decision.outputs["bundle_sha256"])
+    judged = golden_set.run(spec("golden_set", "any", 1, folder, bundle=bundle, limits=limits), folder / "evidence")
+    return {each.name for each in judged.findings if each.outcome is Outcome.PASSED}
+
+
 def test_text_and_categories_are_served(registry: Registry, model: str, tmp_path: Path) -> None:
     """A frame of text, categories, whole and broken numbers: words of any alphabet and case are cut as scikit-learn cuts them."""
     frame = pd.DataFrame({"text": TEXTS, "kind": KINDS, "size": SIZES, "amount": FEATURES[:, 0].astype(float), "count": LABELS})
@@ -211,9 +221,13 @@ def test_text_and_categories_are_served(registry: Registry, model: str, tmp_path
     encoders += [(OrdinalEncoder(categories=[["S", "M", "L"]]), ["size"]), (StandardScaler(), ["amount", "count"])]
     estimator = make_pipeline(make_column_transformer(*encoders), LogisticRegression()).fit(frame, LABELS)
     set_golden(registry, model, tmp_path, {**{name: pa.array(frame[name].to_numpy()) for name in frame}, "label": pa.array(LABELS)})
-    with opened(run(registry, model, log_sklearn(model, estimator, infer_signature(frame, LABELS)), tmp_path)) as bundle:
+    decision = run(registry, model, log_sklearn(model, estimator, infer_signature(frame, LABELS)), tmp_path)
+    with opened(decision) as bundle:
         assert [each.dtype for each in bundle.manifest.inputs] == ["BYTES", "BYTES", "BYTES", "FP64", "INT64"]
         answers_agree(bundle)
+    assert {"parity_rows", "label_flips", "feature_extremes", "batch_of_one", "padded_batch", "row_order"} <= gate_passes(
+        decision, tmp_path
+    )
 
 
 def test_a_model_of_plain_texts_is_served(registry: Registry, model: str, tmp_path: Path) -> None:

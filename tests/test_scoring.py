@@ -8,6 +8,7 @@ import pytest
 from validation.answers import read_answers
 from validation.contract import Outcome
 from validation.golden_walk import NO_STABLE
+from validation.judges import accuracy_at_least
 from validation.metrics import Unmeasurable
 from validation.policy import GoldenSet, Metric, Slice
 from validation.sampling import Cut, Sample
@@ -80,6 +81,7 @@ def test_metrics_of_classes_are_measured_by_name(metric, limit):
     assert outcomes(found)[f"{metric}_{way}"] is Outcome.PASSED
     assert outcomes(found)[f"{metric}_within_training"] is Outcome.PASSED
     shown = numbers(exam(held))[metric]
+    assert isinstance(shown["candidate"], float)
     assert shown["candidate"] == pytest.approx(shown["source_model"])
     assert shown["stable"] is None
 
@@ -117,6 +119,8 @@ def test_a_logged_metric_is_compared_without_pairs():
     name = "accuracy_not_worse_than_logged"
     assert findings(held, logged={"val_accuracy": 0.9})[name].outcome is Outcome.PASSED
     assert findings(held, logged={"val_accuracy": 0.999})[name].outcome is Outcome.FAILED
+    assert "it logged nothing" in findings(held)[name].why
+    assert "it logged loss" in findings(held, logged={"loss": 1.0})[name].why
     for logged in ({}, {"val_accuracy": float("nan")}, {"val_accuracy": "0.9"}, {"val_accuracy": True}):
         assert findings(held, logged=logged)[name].outcome is Outcome.INCONCLUSIVE
     assert name not in findings(ACCURACY)
@@ -139,6 +143,17 @@ def test_every_slice_has_its_findings_and_shares_the_error():
     assert widths[1] > widths[0]
 
 
+@pytest.mark.parametrize(("stable", "comparisons"), [(None, 4), (GOOD, 8)])
+def test_the_error_is_shared_over_metrics_slices_and_relations(stable, comparisons):
+    """Two metrics on two slices are four comparisons, with stable eight; each gets its share of the policy's error."""
+    metrics = (ACCURACY, Metric(name="f1", at_least=0.5, not_worse_than_stable=0.05))
+    cuts = cut("EU", range(400)) | cut("US", range(400, ROWS))
+    found = findings(*metrics, slices=(Slice(column="region", values=("EU", "US")),), cuts=cuts, stable=stable)
+    right = int((GOOD["label"][:400] == LABELS[:400]).sum())
+    alone = accuracy_at_least(name="alone", correct=right, n=400, limit=0.8, error=0.05 / comparisons)
+    assert found["accuracy_at_least[region=EU]"].interval == alone.interval
+
+
 def test_a_slice_without_rows_or_column_is_not_passed():
     """A slice that lost its rows is noticed by its name."""
     found = findings(slices=(Slice(column="region", values=("EU", "US")),), cuts=cut("EU", []))
@@ -146,7 +161,7 @@ def test_a_slice_without_rows_or_column_is_not_passed():
         "accuracy_at_least[region=EU]": Outcome.INCONCLUSIVE,
         "accuracy_at_least[region=US]": Outcome.INCONCLUSIVE,
     }
-    assert all(each.advice for name, each in found.items() if "region" in name)
+    assert all(each.advice and each.n == 0 for name, each in found.items() if "region" in name)
 
 
 def test_a_sample_is_said():

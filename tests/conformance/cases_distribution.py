@@ -109,7 +109,9 @@ def _share(material: Material) -> None:
 # Beside others
 
 
-@distribution_case(BESIDE, "stable-answers-otherwise", "the answers' shares are far from stable's on the same rows", "failed: label_psi")
+@distribution_case(
+    BESIDE, "stable-answers-otherwise", "the answers' shares are far from stable's on the same rows", "failed: stable_label_psi"
+)
 def _from_stable(material: Material) -> None:
     material.stable = material.twin()
     material.stable.model = _leaning(4.0)
@@ -127,7 +129,7 @@ def _stable_other_input(material: Material) -> None:
     material.stable.model = classifier(weights()).replace(b"\x01X", b"\x01Z")
 
 
-@distribution_case(BESIDE, "stable-with-more", "stable has an output that the candidate lost", "failed: extra[0]_sketch")
+@distribution_case(BESIDE, "stable-with-more", "stable has an output that the candidate lost", "failed: stable_extra[0]_sketch")
 def _stable_with_more(material: Material) -> None:
     import onnx
 
@@ -143,7 +145,7 @@ def _stable_changed(material: Material) -> None:
 
 
 @distribution_case(
-    BESIDE, "source-answers-otherwise", "the answers are far from the source model's, by the stored sketch", "failed: label_psi"
+    BESIDE, "source-answers-otherwise", "the answers are far from the source model's, by the stored sketch", "failed: source_label_psi"
 )
 def _from_source(material: Material) -> None:
     material.model = _leaning(4.0)

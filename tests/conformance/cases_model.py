@@ -153,7 +153,7 @@ model_case(
     LOADS,
     "batch-fixed",
     "the model takes one row at a time only",
-    "failed: answers",
+    "failed: loads",
     graph(
         *HEALTHY,
         inputs=[helper.make_tensor_value_info("X", 1, [1, SIZE])],
@@ -178,7 +178,7 @@ model_case(
     LOADS,
     "answers-list",
     "the model answers a list of maps, not a tensor",
-    "failed: answers",
+    "failed: loads",
     graph(
         SCORES,
         BEST,
@@ -204,7 +204,7 @@ model_case(
     LOADS,
     "answers-turned",
     "the model's rows stand in columns",
-    "failed: answers",
+    "failed: loads",
     graph(
         SCORES,
         BEST,
@@ -216,7 +216,7 @@ model_case(
     LOADS,
     "answers-huge",
     "the model's answer to a row takes gigabytes",
-    "failed: answers",
+    "failed: loads",
     graph(
         SCORES,
         BEST,
