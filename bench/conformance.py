@@ -6,7 +6,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from bench.figures import Figure
 from bench.world import Unexpected
@@ -37,6 +37,6 @@ def measure() -> list[Figure]:
 
 def _counted(report: Path) -> tuple[int, int]:
     """Cases, and those that failed, broke or were skipped; from pytest's own report."""
-    suites = list(ElementTree.parse(report).iter("testsuite"))  # noqa: S314 - written by the process above
+    suites = list(ET.parse(report).iter("testsuite"))  # noqa: S314 - written by the process above
     wrong = sum(int(suite.get(word, "0")) for suite in suites for word in ("failures", "errors", "skipped"))
     return sum(int(suite.get("tests", "0")) for suite in suites), wrong
