@@ -94,8 +94,11 @@ def _insist_on_outputs(converted: Any, answers: list[np.ndarray]) -> None:
 
 
 def _plain(model: Any) -> None:
-    """Without what converters note of the place: paths, stack traces, random graph names. Equal exports must give equal bytes."""
+    """Without what converters note of the place: paths, stack traces, random names and orders. Equal exports must give equal bytes."""
     model.graph.name = "penstock"
+    imports = sorted(model.opset_import, key=lambda each: (each.domain, each.version))
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
     model.ClearField("metadata_props")
     model.ClearField("doc_string")
     for graph in (model.graph, *model.functions):

@@ -123,7 +123,7 @@ def run(module: str, place: Workplace, limits: Limits) -> Ended:
     read_end, write_end = os.pipe()
     words = {"module": module, "root": str(place.root), "needed": needed, "parent": os.getpid()}
     job = {**words, "report": write_end, "nobody": NOBODY, "limits": asdict(limits)}
-    command = [sys.executable, "-I", "-m", "delivery.walls", json.dumps(job)]
+    command = [sys.executable, "-s", "-P", "-m", "delivery.walls", json.dumps(job)]  # not -I: that ignores PYTHONHASHSEED
     log = place.root / "log"
     with log.open("wb") as output, os.fdopen(read_end, "rb") as report:
         process = subprocess.Popen(
@@ -187,7 +187,7 @@ def _wait(process: subprocess.Popen[bytes], wall_s: float) -> int | None:
 
 
 def _environ(place: Workplace) -> dict[str, str]:
-    """Nothing of the task's own environment: that holds addresses and may hold credentials. One thread makes results repeatable."""
+    """Nothing of the task's own environment: that holds addresses and may hold credentials. One thread, one seed: results repeat."""
     threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {

@@ -1,4 +1,4 @@
-"""The walls around a sandboxed module, put up from inside: run as `python -I -m delivery.walls <job>` by `delivery.sandbox`.
+"""The walls around a sandboxed module, put up from inside: run as `python -s -P -m delivery.walls <job>` by `delivery.sandbox`.
 
 Three processes, one inside the other. The outer one leaves the machine's namespaces; the warden is the first process of the new ones,
 builds a file system with nothing in it but the interpreter and the module's folders, and reports which walls stand; the worker gives up

@@ -106,6 +106,14 @@ def test_code_runs_and_leaves_what_it_writes(place: Workplace) -> None:
     assert sandbox.read_result(place, "x", 10) == b"y"
 
 
+def test_sets_have_one_order(place: Workplace) -> None:
+    """Converters walk through sets: with a seed of its own in every process, equal exports would give other bytes."""
+    ended = hostile(place, "import sys; print('random', sys.flags.hash_randomization, hash('a'), sys.flags.safe_path)")
+    told = [sys.executable, "-c", "print(hash('a'))"]
+    seeded = subprocess.run(told, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=True)
+    assert f"random 0 {seeded.stdout.strip()} True" in ended.log
+
+
 def test_a_strict_umask_does_not_close_the_sandbox_to_itself() -> None:
     """Under a supervisor whose files nobody else may read, the sandbox's own user still finds the interpreter and its code."""
     before = os.umask(0o077)
