@@ -31,7 +31,8 @@ demo:
 
 test:
 	@$(ENVIRONMENTS) all
-	"$(TESTS)/pytest"
+	"$(TESTS)/pytest" -m "not e2e" -n 2 --dist loadfile
+	"$(TESTS)/pytest" -m e2e
 
 check:
 	@$(ENVIRONMENTS) tests

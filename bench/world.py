@@ -110,8 +110,8 @@ class World:
         program.finish(120)
         return self.newest()
 
-    def register(self, source: str, model: str = MODEL, **more: str) -> int:
-        """A marked version made through MLflow's REST API, whatever stands behind it. Returns its number."""
+    def register(self, source: str, model: str = MODEL, **more: Any) -> int:
+        """A version made through MLflow's REST API, marked unless `tags` say otherwise, whatever stands behind it. Returns its number."""
         body = {"name": model, "source": source, "tags": [{"key": "candidate", "value": "true"}], **more}
         return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
 

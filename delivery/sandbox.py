@@ -17,6 +17,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from delivery.walls import BROKEN, REPORT
 from validation.contract import BadSpec
 
 LOG_TAIL_BYTES = 65_536
+GONE_S = 10.0
 NOBODY = 65534  # the unprivileged user of a sandbox that root starts
 
 WALLS = {
@@ -183,7 +185,20 @@ def _wait(process: subprocess.Popen[bytes], wall_s: float) -> int | None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        _until_gone(process.pid)
     return 128 - code if code is not None and code < 0 else code
+
+
+def _until_gone(group: int) -> None:
+    """A kill is on its way when it was sent, not done; behind the process walls the first process leaves as the last one."""
+    end = time.monotonic() + GONE_S
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise SandboxBroken(f"processes of group {group} are still there {GONE_S:g} s after they were killed")
 
 
 def _environ(place: Workplace) -> dict[str, str]:

@@ -233,8 +233,7 @@ def test_what_it_started_ends_with_it(place: Workplace) -> None:
     """
     hostile(place, code, Limits(wall_s=3.0))
     inside = str(place.root).encode()
-    left = [each for each in psutil.process_iter() if inside in _command(str(each.pid))]
-    assert psutil.wait_procs(left, timeout=10)[1] == []  # killed already; on a busy machine the kernel takes a moment
+    assert [pid for pid in filter(str.isdigit, os.listdir("/proc")) if inside in _command(pid)] == []
 
 
 def _command(pid: str) -> bytes:

@@ -123,15 +123,16 @@ def test_a_golden_set_that_shows_nothing_refuses_the_version(world: World, conte
 def test_a_broken_policy_holds_its_own_deliveries_until_it_is_mended(world: World) -> None:
     """An unknown key names itself in the waiting task; a run asked for meanwhile, and a version whose event came meanwhile, go on after."""
     good = world.policy()
-    by_hand = world.register_again(1)
+    by_hand = world.register(NOWHERE, tags=[])
     with _policy_restored(world, good):
         world.write_policy(MODEL, good.replace("min_rows =", "mni_rows ="))
         world.until(lambda: "mni_rows" in world.airflow.description(DELIVER) or None, "the DAG to say what is wrong", 60)
-        run = world.airflow.trigger(DELIVER, version=by_hand, dry_run=True)
+        run = world.airflow.trigger(DELIVER, version=by_hand)
         by_event = world.register(NOWHERE)
         told = "unknown key golden_set.mni_rows; allowed here: min_rows"
         world.until(lambda: told in world.airflow.log(DELIVER, run, "policy", 1) or None, "the reason in the log", 60)
-    assert world.ended(by_hand, run) == "dry_run", world.why(by_hand)
+    assert world.ended(by_hand, run) == "refused"
+    assert "names no source run" in world.why(by_hand)
     assert world.outcome(by_event) == "refused"
 
 
@@ -141,10 +142,12 @@ def test_a_policy_that_breaks_in_mid_delivery_begins_it_anew(world: World) -> No
     number = world.register_again(1)
     with _policy_restored(world, good):
         run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
-        world.until(lambda: "golden_set" in _ended(world, run) or None, "the golden set to end", 120)
+        world.until(lambda: "claim" in _ended(world, run) or None, "the claim", 60)
         world.write_policy(MODEL, good.replace("owner =", "onwer ="))
         world.until(lambda: "unknown key onwer" in world.airflow.log(DELIVER, run, "policy", 1) or None, "the reason in the log", 90)
-    assert world.ended(number, run) == "dry_run", world.why(number)
+    outcome = world.ended(number, run)
+    assert outcome in {"dry_run", "inconclusive"}, world.why(number)  # a busy machine leaves the latency gate without a verdict on latency
+    assert {"claim", "golden_set", "distribution", "package"} <= _ended(world, run)
 
 
 def test_a_model_without_a_policy_is_ignored_until_it_gets_one(world: World) -> None:
