@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import xmlrpc.client
 from collections.abc import Callable, Iterator
@@ -56,12 +57,14 @@ signal.pause()
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    made = read_settings({"PENSTOCK_STATE": str(tmp_path / "state")})
-    make_folders(made)
-    for name in ("postgres", "envoy"):
-        (made.environment(name) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
-    return made
+def settings() -> Iterator[Settings]:
+    """In a folder with a short name: pytest's own may be too deep for a socket."""
+    with tempfile.TemporaryDirectory(prefix="stack-") as folder:
+        made = read_settings({"PENSTOCK_STATE": folder})
+        make_folders(made)
+        for name in ("postgres", "envoy"):
+            (made.environment(name) / "lib" / "python3.11" / "site-packages").mkdir(parents=True)
+        yield made
 
 
 @pytest.fixture
