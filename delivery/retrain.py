@@ -7,10 +7,8 @@ event, like any other version; nothing is started here.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +17,7 @@ from typing import TypeVar
 
 from delivery.findings import Refusal, failed, passed, refused
 from delivery.registry import ModelVersion, Registry
+from delivery.sandbox import end_group
 from delivery.walls import die_with
 from validation.contract import BadSpec, Decision, Finding, Spec
 from validation.policy import BadPolicy, Retrain, Trigger, parse
@@ -93,9 +92,7 @@ def _run_limited(command: list[str], folder: str, environ: Mapping[str, str], ti
         except subprocess.TimeoutExpired:
             return None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
             output.seek(max(0, os.fstat(output.fileno()).st_size - LOG_TAIL_BYTES))
             log.write_bytes(output.read(LOG_TAIL_BYTES))
 

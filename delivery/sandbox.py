@@ -156,6 +156,24 @@ def needed_walls(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return () if environ.get("PENSTOCK_SANDBOX") == "lenient" else NEEDED
 
 
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills the group that this process leads and returns when nothing of it is left: a kill is on its way when it was sent, not done.
+
+    Behind the process walls the first process of the group leaves as the last of all that it started. Raises `SandboxBroken`.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + GONE_S
+    while time.monotonic() < end:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise SandboxBroken(f"processes of group {process.pid} are still there {GONE_S:g} s after they were killed")
+
+
 def read_result(place: Workplace, name: str, limit_bytes: int) -> bytes:
     """The bytes of a file that the module left in its outputs. Raises `NoResult`: missing, a link, no plain file, too large."""
     try:
@@ -182,23 +200,8 @@ def _wait(process: subprocess.Popen[bytes], wall_s: float) -> int | None:
     except subprocess.TimeoutExpired:
         code = None
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        _until_gone(process.pid)
+        end_group(process)
     return 128 - code if code is not None and code < 0 else code
-
-
-def _until_gone(group: int) -> None:
-    """A kill is on its way when it was sent, not done; behind the process walls the first process leaves as the last one."""
-    end = time.monotonic() + GONE_S
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    raise SandboxBroken(f"processes of group {group} are still there {GONE_S:g} s after they were killed")
 
 
 def _environ(place: Workplace) -> dict[str, str]:
