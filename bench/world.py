@@ -37,7 +37,9 @@ class Unexpected(AssertionError):
 class World:
     """One stack in the folder `name` of the state folder, on ports of its own, with the demo's client."""
 
-    def __init__(self, environ: Mapping[str, str], name: str) -> None:
+    def __init__(self, environ: Mapping[str, str], name: str, rate_per_s: int = 100) -> None:
+        """`rate_per_s` is the latency benchmark's, as the policy has it or higher: the same queries in less time."""
+        self._rate_per_s = rate_per_s
         settings = shifted_settings(state_folder(environ))
         self.policies = state_folder(environ) / name / "policies"
         environ = {**environ, "PENSTOCK_SETTINGS": str(settings), "PENSTOCK_POLICIES": str(self.policies)}
@@ -48,7 +50,7 @@ class World:
     def open(self) -> None:
         """The stack up on fresh data, its DAGs loaded."""
         self.stage.fresh()
-        shutil.copytree(ROOT / "dags" / "policies", self.policies)
+        self._copy_policies()
         self._link_each_environment()
         self.stage.up()
         settings, keys = self.stage.settings, read_keys(self.state)
@@ -68,6 +70,11 @@ class World:
     def close(self) -> None:
         self.stage.stop_programs()
         self.stage.down()
+
+    def _copy_policies(self) -> None:
+        shutil.copytree(ROOT / "dags" / "policies", self.policies)
+        file = self.policies / f"{MODEL}.toml"
+        file.write_text(file.read_text().replace("rate_per_s = 100", f"rate_per_s = {self._rate_per_s}"))
 
     def _link_each_environment(self) -> None:
         """A folder of links in place of one link, so that one environment can be another for a while."""
