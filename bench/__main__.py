@@ -1,7 +1,7 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose: offline, golden_set, conformance, golden_10m, mutation, idle, events, faults, whole. Exit status 1 when a figure
-misses its goal.
+Names on the command line choose: offline, golden_set, conformance, golden_10m, mutation, idle, events, faults, whole. Exit status 1 when
+a figure misses its goal.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 mutmut 3 makes a copy of `validation/` in which every function exists once per fault, runs the tests once to learn which of them reach
 which function, and then, fault by fault, forks and runs the tests that reach it. Which faults are tried is drawn by chance, with a seed, so
-that the figure comes in a quarter of an hour. Left out are the modules that read files and speak to people (`bundle`, `loose_files`, `onnx_*`,
-`golden_rows`, `check`), Great Expectations' leaf, and the latency gate, whose tests start servers. Runs in the environment `tests`.
+that the figure comes in a quarter of an hour. Left out are the modules that read files and speak to people (`bundle`, `loose_files`,
+`onnx_*`, `golden_rows`, `check`), Great Expectations' leaf, and the latency gate, whose tests start servers. mutmut lives in the environment
+`tests`; whoever calls this needs no more than the stack's.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile("mutation", max_examples=20, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+slow = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("mutation", max_examples=20, derandomize=True, database=None, **slow)
 
 def pytest_collection_modifyitems(items):
     '''Quick tests first: most faults are found by one of them.'''
@@ -145,8 +147,9 @@ def figure(every: int, drawn: Mapping[str, str], seed: int) -> Figure:
     noticed = said["killed"] + said["timeout"]
     low, high = wilson(noticed, len(drawn))
     how = (
-        f"{len(drawn)} of {every:,} faults of mutmut in {len(MODULES)} modules of `validation/`, drawn with seed {seed}: {said['killed']} killed, "
-        f"{said['timeout']} by timeout, {said['alive']} alive (survived or reached by no test); 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+        f"{len(drawn)} of mutmut's {every:,} faults in {len(MODULES)} modules of `validation/`, drawn with seed {seed}: "
+        f"{said['killed']} killed, {said['timeout']} by timeout, {said['alive']} alive (survived, or no test reaches them); "
+        f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
     )
     return Figure(name="mutation_pct", value=round(100 * noticed / len(drawn), 1), unit="%", goal=">= 85", how=how)
 
