@@ -3,8 +3,8 @@
 mutmut 3 makes a copy of `validation/` in which every function exists once per fault, runs the tests once to learn which of them reach
 which function, and then, fault by fault, forks and runs the tests that reach it. Which faults are tried is drawn by chance, with a seed, so
 that the figure comes in a quarter of an hour. Left out are the modules that read files and speak to people (`bundle`, `loose_files`,
-`onnx_*`, `golden_rows`, `check`), Great Expectations' leaf, and the latency gate, whose tests start servers. mutmut lives in the environment
-`tests`; whoever calls this needs no more than the stack's.
+`onnx_*`, `golden_rows`, `check`), Great Expectations' leaf, and the latency gate, whose tests start servers. mutmut lives in the
+environment `tests`; whoever calls this needs no more than the stack's.
 """
 
 from __future__ import annotations
