@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm
 from scipy.stats import t as student
+from whole_findings import expected, said
 
 from validation import judges
 from validation.contract import Outcome
@@ -723,3 +724,93 @@ def test_comparisons_share_one_error():
         shared_error(0.05, 0)
     with pytest.raises(ValueError, match="must lie between"):
         shared_error(math.nan, 3)
+
+
+# What a finding says
+
+
+def accuracy(correct, n):
+    return accuracy_at_least(name="accuracy", correct=correct, n=n, limit=0.85, error=0.05)
+
+
+def pairs(wins, losses, n):
+    return paired_not_worse(name="accuracy_vs_stable", wins=wins, losses=losses, n=n, margin=0.01, error=0.05)
+
+
+def slow_queries(over, n, observed_ms):
+    return quantile_within(name="p99_ms", over=over, n=n, quantile=0.99, limit_ms=100.0, observed_ms=observed_ms, error=0.01)
+
+
+def halves(count, moved=0.0, **more):
+    """So many pairs of 0 and 1, all moved by as much."""
+    return Contributions(estimate=0.5 + moved, values=[0.0 + moved, 1.0 + moved] * count, scale=1.0, **more)
+
+
+def below(limit, contributions):
+    return mean_at_most(name="mae", contributions=contributions, limit=limit, error=0.05)
+
+
+def above(limit, contributions):
+    return mean_at_least(name="auc", contributions=contributions, limit=limit, error=0.05)
+
+
+LOSS = {"margin": 0.1, "error": 0.05, "higher_is_better": False, "relative": True}
+NOISY = [Block(n=2, mean=2.3 + 0.2 * (-1) ** i) for i in range(9)]
+
+
+def against(reference, candidate):
+    return paired_mean_not_worse(name="mae_vs_stable", candidate=candidate, reference=reference, **LOSS)
+
+
+def against_logged(logged, candidate):
+    return unpaired_mean_not_worse(name="mae_within_training", candidate=candidate, logged=logged, **LOSS)
+
+
+WHOLE = {
+    "right enough": lambda: accuracy(870, 1000),
+    "not surely right enough": lambda: accuracy(855, 1000),
+    "not right enough, but not surely": lambda: accuracy(845, 1000),
+    "surely not right enough": lambda: accuracy(800, 1000),
+    "no row to be right on": lambda: accuracy(0, 0),
+    "as many won as lost": lambda: pairs(5, 5, 2000),
+    "ten lost": lambda: pairs(0, 10, 400),
+    "few pairs": lambda: pairs(0, 0, 10),
+    "more lost than the margin, but not surely": lambda: pairs(0, 12, 1000),
+    "no pairs": lambda: pairs(0, 0, 0),
+    "no slow query in 459": lambda: slow_queries(0, 459, 90.0),
+    "no slow query in 458": lambda: slow_queries(0, 458, 90.0),
+    "many slow queries": lambda: slow_queries(20, 1000, 120.0),
+    "some slow queries": lambda: slow_queries(5, 400, 101.0),
+    "a quantile that is no number": lambda: slow_queries(0, 9, math.inf),
+    "no failed request": lambda: errors(0, 65),
+    "one failed request": lambda: errors(1, 9),
+    "three failed requests": lambda: errors(3, 9),
+    "as many failed as allowed": lambda: errors(90, 2000, limit=0.04),
+    "equally fast": lambda: slower(steady(8, 100), steady(8, 100)),
+    "three times as slow": lambda: slower(steady(8, 100, ms=30.0), steady(8, 90)),
+    "four seconds": lambda: slower(steady(4, 1), steady(8, 1)),
+    "a second without requests": lambda: slower(steady(8, 0), steady(8, 1)),
+    "a noisy candidate": lambda: slower(NOISY, steady(9, 99)),
+    "a noisy stable version": lambda: slower(steady(9, 99, ms=12.3), NOISY),
+    "a mean below": lambda: below(0.6, halves(100)),
+    "a mean that may be below": lambda: below(0.55, halves(100, under=0.02)),
+    "a mean above": lambda: below(0.4, halves(100)),
+    "a mean at least": lambda: above(0.4, halves(100, note="by pairs", rows="groups")),
+    "a mean not at least": lambda: above(0.7, halves(100, over=0.02)),
+    "a mean of few": lambda: below(0.6, halves(10)),
+    "a mean that is no number": lambda: below(0.6, Contributions(estimate=math.nan, values=[1.0, math.nan], scale=1.0)),
+    "an equal mean": lambda: against(halves(100), halves(100)),
+    "a worse mean": lambda: against(halves(100, note="a word"), halves(100, 0.1)),
+    "a slightly worse mean": lambda: against(halves(40), halves(40, 0.03)),
+    "no mean to have a share of": lambda: against(halves(100, -0.5), halves(100)),
+    "the logged mean": lambda: against_logged(0.5, halves(2000, note="a word")),
+    "the logged mean on few rows": lambda: against_logged(0.5, halves(100, over=0.01, under=0.03)),
+    "the logged mean on very few rows": lambda: against_logged(0.5, halves(5)),
+    "a logged mean that is no number": lambda: against_logged(math.nan, halves(100)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert said(WHOLE[case]()) == expected("judges", case)
