@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from whole_findings import expected, in_full
 
 from validation.contract import Outcome, worst
 from validation.drift import (
@@ -518,3 +519,83 @@ def test_nine_tenths_missing_are_always_found():
     for rows in (20, 100, 1000) * 20:
         values = random.normal(size=rows)
         assert compared(values, np.where(random.permutation(rows) < 0.9 * rows, np.nan, values))["missing"].outcome is Outcome.FAILED
+
+
+# What a finding says
+
+
+CODES = np.array(["a", "b", "c", "d"] * 250, dtype=object)
+HOLED = np.where(np.arange(ROWS) % 5 == 0, np.nan, normal(seed=3))
+ENDLESS = np.where(np.arange(ROWS) % 5 == 0, np.inf, normal(seed=3))
+MANY = np.array([f"w{i % 150}" for i in range(ROWS)], dtype=object)
+
+
+def replaced(values, *places, by):
+    changed = values.copy()
+    changed[list(places)] = by
+    return changed
+
+
+def both(before, after, **more):
+    return compared(before, after, **more).values()
+
+
+WHOLE = {
+    "equal": lambda: both(normal(seed=1), normal(seed=2)),
+    "moved": lambda: both(normal(seed=1), normal(seed=2, mean=3.0)),
+    "moved a little": lambda: both(normal(60, seed=1), normal(70, seed=2, mean=0.4)),
+    "holes": lambda: both(normal(seed=1), replaced(normal(seed=2), 7, 9, by=np.nan)),
+    "infinities": lambda: both(normal(seed=1), replaced(normal(seed=2), 7, by=-np.inf)),
+    "as many holes": lambda: both(HOLED, HOLED),
+    "fewer holes": lambda: both(HOLED, normal(seed=3)),
+    "some more infinities": lambda: both(ENDLESS, replaced(ENDLESS, *range(1, 90), by=np.inf)),
+    "all missing": lambda: both(normal(seed=1), np.full(9, np.nan)),
+    "the same constant": lambda: both(np.full(ROWS, 2.5), np.full(ROWS, 2.5)),
+    "another constant": lambda: both(np.full(ROWS, 2.5), np.full(ROWS, 3.5)),
+    "too large": lambda: both(normal() * 1e300, normal() * 1e300),
+    "equal words": lambda: both(CODES, CODES),
+    "a new word": lambda: both(CODES, replaced(CODES, *range(100), by="e")),
+    "a new word where none may be": lambda: both(CODES, replaced(CODES, 5, by="e"), limits=Limits(unseen=0)),
+    "no new word where none may be": lambda: both(CODES, CODES, limits=Limits(unseen=0)),
+    "more words than are named": lambda: both(MANY, MANY),
+    "a frequent word that is not named": lambda: both(MANY, replaced(MANY, *range(300), by="new")),
+    "words for numbers": lambda: both(normal(), normal().astype(str)),
+    "no rows": lambda: both(normal(), np.empty(0)),
+    "no rows before": lambda: both(np.empty(0), normal()),
+    "no reference at all": lambda: drift({}, {"x": sketch(normal())}),
+    "no reference for the column": lambda: drift({"y": sketch(normal())}, {"x": sketch(normal())}),
+    "other edges": lambda: drift({"x": sketch(normal())}, {"x": sketch(normal(seed=1))}),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "anything"}, "kind 'anything' is not known"),
+        ({"rows": -1}, "counts must be whole numbers from 0"),
+        ({"mean": math.inf}, "moments and edges must be finite"),
+        ({"std": -1.0}, "std must not be negative"),
+        ({"std": 0.0}, "std must be 0 just where low and high are equal"),
+        ({"edges": [2.0, 1.0]}, "edges must grow"),
+        ({"counts": [1]}, "counts must be one more than edges"),
+        ({"missing": 1}, "the counts do not add up to rows"),
+    ],
+)
+def test_a_refusal_of_a_sketch_is_one_sentence(change, words):
+    """It is what people read beside the column's name, whole."""
+    with pytest.raises(BadSketch) as caught:
+        read_sketches({"x": sketch(normal(10)).to_json() | change})
+    assert str(caught.value) == f"x: {words}"
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 2.0]), np.array(["a"], dtype=object), np.array([1j]), np.array([1, 2])])
+def test_each_kind_of_sketch_is_read_back(values):
+    """Numbers, words, codes, and what is none of these."""
+    made = sketch(values)
+    assert read_sketches({"x": made.to_json()}) == {"x": made}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("drift", case)

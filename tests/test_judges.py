@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm
 from scipy.stats import t as student
-from whole_findings import expected, said
+from whole_findings import expected, in_full
 
 from validation import judges
 from validation.contract import Outcome
@@ -813,4 +813,4 @@ WHOLE = {
 @pytest.mark.parametrize("case", WHOLE)
 def test_a_finding_is_whole(case):
     """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
-    assert said(WHOLE[case]()) == expected("judges", case)
+    assert in_full(WHOLE[case]()) == expected("judges", case)

@@ -21,7 +21,7 @@ def expected(module: str, case: str) -> list[dict[str, Any]]:
     return rows
 
 
-def said(findings: Finding | Iterable[Finding]) -> list[dict[str, Any]]:
+def in_full(findings: Finding | Iterable[Finding]) -> list[dict[str, Any]]:
     """One finding or several in the form of that file."""
     several = [findings] if isinstance(findings, Finding) else findings
     return [{key: _rounded(value) for key, value in each.to_dict().items()} for each in several]
