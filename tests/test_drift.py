@@ -599,3 +599,59 @@ def test_each_kind_of_sketch_is_read_back(values):
 def test_a_finding_is_whole(case):
     """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
     assert in_full(WHOLE[case]()) == expected("drift", case)
+
+
+def test_a_sketch_of_two_hundred_numbers_is_known_by_hand():
+    """Every second number is a percentile, and one edge lies just below the least."""
+    made = sketch(np.arange(200.0))
+    assert made.edges == (np.nextafter(0.0, -math.inf), *np.arange(1.0, 200.0, 2.0))
+    assert made.counts == (0, *[2] * 100, 0)
+    assert (made.kind, made.dtype, made.rows, made.low, made.high, made.mean) == ("number", "float64", 200, 0.0, 199.0, 99.5)
+    assert (made.categories, made.others, made.most_other, made.examples) == ({}, 0, 0, ())
+    assert made.std == pytest.approx(math.sqrt((200**2 - 1) / 12))
+    assert made.kurtosis == pytest.approx(3 - 6 / 5 * (200**2 + 1) / (200**2 - 1))
+
+
+def test_a_sketch_of_words_is_known_by_hand():
+    """The most frequent by name, those without a name counted together; of the same number by letters."""
+    rows = np.array(["b", "a", None, *(f"w{i:03}" for i in range(103)), "a", "w102", "w102"], dtype=object)
+    made = sketch(rows)
+    assert list(made.categories.items())[:3] == [("w102", 3), ("a", 2), ("b", 1)]
+    assert (made.kind, made.dtype, made.rows, made.missing) == ("category", "text", 109, 1)
+    assert (len(made.categories), made.others, made.most_other) == (100, 5, 1)
+    assert made.examples == ("w097", "w098", "w099", "w100", "w101")
+    assert (made.edges, made.counts, made.mean, made.std, made.low, made.high) == ((), (), None, None, None, None)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, 80), (81, 79)])
+def test_a_long_word_keeps_a_name_of_its_own(length, shown):
+    """Beyond eighty letters sixty stand for it, and a digest that tells it from others."""
+    (one,), (other,) = (sketch(np.array(["x" * (length - 1) + end], dtype=object)).categories for end in "ab")
+    assert (len(one), one != other) == (shown, True)
+
+
+def test_columns_of_several_types_are_of_an_unknown_kind():
+    """Words and numbers in one column are compared with nothing; all types are named."""
+    made = sketch_batches([{"x": np.array([1.0])}, {"x": np.array(["a"], dtype=object)}, {"x": np.array([2], dtype=np.int8)}])["x"]
+    assert (made.kind, made.dtype, made.rows) == ("unknown", "float64, text, int8", 3)
+    assert (sketch_batches([{"x": np.empty(0)}])["x"].kind, sketch_batches([]), sketch(np.empty(0)).dtype) == ("number", {}, "float64")
+
+
+def test_tensors_columns_hold_their_values():
+    """A vector's places in order, of a picture mean, least and greatest of each row."""
+    found = dict(components({"v": np.array([[1, 2], [3, 4]]), "p": np.arange(2.0 * (COMPONENTS + 1)).reshape(2, -1)}))
+    assert {name: values.tolist() for name, values in found.items() if name[0] == "v"} == {"v[0]": [1, 3], "v[1]": [2, 4]}
+    last = COMPONENTS + 1.0
+    assert found["p:mean"].tolist() == [(last - 1) / 2, last + (last - 1) / 2]
+    assert (found["p:low"].tolist(), found["p:high"].tolist()) == ([0.0, last], [last - 1, 2 * last - 1])
+    assert len(dict(components({"w": np.zeros((2, COMPONENTS))}))) == COMPONENTS
+
+
+def test_a_sketch_along_another_has_its_edges_and_names():
+    """Counted where the reference counted, so that the two can be compared."""
+    before = sketch(np.arange(200.0))
+    now = sketch(np.array([-5.0, 0.0, 2.5, 500.0]), before)
+    assert (now.edges, sum(now.counts), now.counts[0], now.counts[1], now.counts[2], now.counts[-1]) == (before.edges, 4, 1, 1, 1, 1)
+    words_before = sketch(np.array(["a", "b", "b"], dtype=object))
+    words_now = sketch(np.array(["c", "b", "c"], dtype=object), words_before)
+    assert (words_now.categories, words_now.others, words_now.most_other, words_now.examples) == ({"b": 1, "a": 0}, 2, 2, ("c",))
