@@ -296,3 +296,11 @@ WHOLE = {
 def test_a_finding_is_whole(case):
     """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
     assert in_full(WHOLE[case]()) == expected("golden_quality", case)
+
+
+def test_no_place_is_spread_over_none():
+    """At most so many of no places, or none of many, are none."""
+    assert golden_quality.spread(np.arange(5), 0).tolist() == []
+    assert golden_quality.spread(np.empty(0, np.int64), 3).tolist() == []
+    assert golden_quality.spread(np.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert golden_quality.spread(np.arange(3), 4).tolist() == [0, 1, 2]

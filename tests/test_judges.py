@@ -741,7 +741,7 @@ def slow_queries(over, n, observed_ms):
     return quantile_within(name="p99_ms", over=over, n=n, quantile=0.99, limit_ms=100.0, observed_ms=observed_ms, error=0.01)
 
 
-def halves(count, moved=0.0, **more):
+def ones_and_zeros(count, moved=0.0, **more):
     """So many pairs of 0 and 1, all moved by as much."""
     return Contributions(estimate=0.5 + moved, values=[0.0 + moved, 1.0 + moved] * count, scale=1.0, **more)
 
@@ -792,21 +792,21 @@ WHOLE = {
     "a second without requests": lambda: slower(steady(8, 0), steady(8, 1)),
     "a noisy candidate": lambda: slower(NOISY, steady(9, 99)),
     "a noisy stable version": lambda: slower(steady(9, 99, ms=12.3), NOISY),
-    "a mean below": lambda: below(0.6, halves(100)),
-    "a mean that may be below": lambda: below(0.55, halves(100, under=0.02)),
-    "a mean above": lambda: below(0.4, halves(100)),
-    "a mean at least": lambda: above(0.4, halves(100, note="by pairs", rows="groups")),
-    "a mean not at least": lambda: above(0.7, halves(100, over=0.02)),
-    "a mean of few": lambda: below(0.6, halves(10)),
+    "a mean below": lambda: below(0.6, ones_and_zeros(100)),
+    "a mean that may be below": lambda: below(0.55, ones_and_zeros(100, under=0.02)),
+    "a mean above": lambda: below(0.4, ones_and_zeros(100)),
+    "a mean at least": lambda: above(0.4, ones_and_zeros(100, note="by pairs", rows="groups")),
+    "a mean not at least": lambda: above(0.7, ones_and_zeros(100, over=0.02)),
+    "a mean of few": lambda: below(0.6, ones_and_zeros(10)),
     "a mean that is no number": lambda: below(0.6, Contributions(estimate=math.nan, values=[1.0, math.nan], scale=1.0)),
-    "an equal mean": lambda: against(halves(100), halves(100)),
-    "a worse mean": lambda: against(halves(100, note="a word"), halves(100, 0.1)),
-    "a slightly worse mean": lambda: against(halves(40), halves(40, 0.03)),
-    "no mean to have a share of": lambda: against(halves(100, -0.5), halves(100)),
-    "the logged mean": lambda: against_logged(0.5, halves(2000, note="a word")),
-    "the logged mean on few rows": lambda: against_logged(0.5, halves(100, over=0.01, under=0.03)),
-    "the logged mean on very few rows": lambda: against_logged(0.5, halves(5)),
-    "a logged mean that is no number": lambda: against_logged(math.nan, halves(100)),
+    "an equal mean": lambda: against(ones_and_zeros(100), ones_and_zeros(100)),
+    "a worse mean": lambda: against(ones_and_zeros(100, note="a word"), ones_and_zeros(100, 0.1)),
+    "a slightly worse mean": lambda: against(ones_and_zeros(40), ones_and_zeros(40, 0.03)),
+    "no mean to have a share of": lambda: against(ones_and_zeros(100, -0.5), ones_and_zeros(100)),
+    "the logged mean": lambda: against_logged(0.5, ones_and_zeros(2000, note="a word")),
+    "the logged mean on few rows": lambda: against_logged(0.5, ones_and_zeros(100, over=0.01, under=0.03)),
+    "the logged mean on very few rows": lambda: against_logged(0.5, ones_and_zeros(5)),
+    "a logged mean that is no number": lambda: against_logged(math.nan, ones_and_zeros(100)),
 }
 
 
@@ -814,3 +814,35 @@ WHOLE = {
 def test_a_finding_is_whole(case):
     """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
     assert in_full(WHOLE[case]()) == expected("judges", case)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda: errors(6, 5), "6 of 5 is no count"),
+        (lambda: errors(-1, 5), "-1 of 5 is no count"),
+        (lambda: errors(0, 9, limit=0.05), "0.05 must lie between 0.05 and 1"),
+        (lambda: errors(0, 9, limit=0), "0 must lie between 0 and 1"),
+        (lambda: errors(0, 9, miss=1), "1 must lie between 0 and 1"),
+        (lambda: slower(NOISY, NOISY, worse=-0.1), "-0.1 must lie between 0 and inf"),
+        (lambda: slower(NOISY, NOISY, exclude=math.inf), "inf must lie between 0 and inf"),
+        (lambda: accuracy(6, 5), "6 of 5 is no count"),
+        (lambda: pairs(4, 2, 5), "4 of 3 is no count"),
+        (lambda: paired_not_worse(name="a", wins=0, losses=0, n=5, margin=1, error=0.05), "1 must lie between 0 and 1"),
+        (lambda: quantile_within(name="a", over=0, n=5, quantile=1, limit_ms=1, observed_ms=1, error=0.05), "1 must lie between 0 and 1"),
+        (lambda: below(math.inf, ones_and_zeros(100)), "the limit is inf: it must be finite"),
+        (lambda: against(ones_and_zeros(10), ones_and_zeros(100)), "200 and 20 rows are no pairs"),
+        (lambda: shared_error(0.05, 0), "0 comparisons share nothing"),
+        (lambda: shared_error(1.0, 2), "1.0 must lie between 0 and 1"),
+    ],
+)
+def test_a_question_without_meaning_is_refused_in_one_sentence(judge, words):
+    """It is the caller's mistake: the number is named, and where it must lie."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        judge()
+    assert str(caught.value) == words
+
+
+def test_the_fewest_queries_are_exact():
+    """The bound belongs to what is allowed: half of the queries within the limit, with an error of a quarter, need two."""
+    assert [queries_needed(over=0, quantile=0.5, error=error) for error in (0.25, 0.24, 0.125)] == [2, 3, 3]
