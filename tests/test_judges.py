@@ -841,8 +841,3 @@ def test_a_question_without_meaning_is_refused_in_one_sentence(judge, words):
     with pytest.raises(ValueError, match=r".") as caught:
         judge()
     assert str(caught.value) == words
-
-
-def test_the_fewest_queries_are_exact():
-    """The bound belongs to what is allowed: half of the queries within the limit, with an error of a quarter, need two."""
-    assert [queries_needed(over=0, quantile=0.5, error=error) for error in (0.25, 0.24, 0.125)] == [2, 3, 3]
