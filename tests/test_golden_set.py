@@ -574,3 +574,10 @@ def test_evidence_is_whole(gate, tmp_path):
     }
     assert [set(each) for each in rows_] == [{"row", "model", "source_model", "label"}] * 3
     assert [each["label"] for each in rows_] == golden_rows().labels[40:43].tolist()
+
+
+def test_evidence_is_indented_for_people(tmp_path):
+    """A line a number; what JSON cannot hold stands there as a word."""
+    golden_set.Report(metrics={"a": {"b": [float("nan"), 1.5]}}, mismatches=[{"row": 1}]).write(tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == '{\n "a": {\n  "b": [\n   "nan",\n   1.5\n  ]\n }\n}'
+    assert (tmp_path / "mismatches.json").read_text() == '[\n {\n  "row": 1\n }\n]'

@@ -394,6 +394,7 @@ def test_paired_agrees_with_its_interval(wins, losses, n):
 def test_a_quantile_states_its_sample_count():
     """MLPerf's figures: at 99 % confidence a p99 needs 459 queries with none over the limit and 662 with one."""
     assert [queries_needed(over=over, quantile=0.99, error=0.01) for over in (0, 1)] == [459, 662]
+    assert [queries_needed(over=0, quantile=0.5, error=error) for error in (0.6, 0.4)] == [1, 2]
     judge = {"name": "p99_ms", "quantile": 0.99, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.01}
     found = [quantile_within(over=over, n=n, **judge).outcome for over, n in ((0, 458), (0, 459), (1, 661), (1, 662), (30, 662))]
     passed, unknown = Outcome.PASSED, Outcome.INCONCLUSIVE

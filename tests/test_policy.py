@@ -360,6 +360,11 @@ SLICES = ("golden_set", "slices")
         (("golden_set", "metrics", 0, "at_most"), 0.5, "golden_set.metrics.at_most does not fit accuracy: use at_least"),
         (("golden_set", "metrics", 0, "at_least"), None, "missing key golden_set.metrics.at_least for accuracy"),
         (("golden_set", "metrics"), [], "golden_set.metrics: at least one metric, or nothing is shown about the labels"),
+        (
+            ("golden_set", "metrics"),
+            [{"name": "mae", "at_most": 1.0, "not_worse_than_stable": 0.1}] * 2,
+            "golden_set.metrics.name: mae, mae names one twice",
+        ),
         (SLICES, [{"column": "", "values": ["a"]}], "golden_set.slices.column must name a column"),
         (SLICES, [{"column": "c", "values": []}], "golden_set.slices.values: one value or more, none twice"),
         (SLICES, [{"column": "c", "values": ["a", "a"]}], "golden_set.slices.values: one value or more, none twice"),
