@@ -8,3 +8,7 @@ sys.path.insert(0, str(HERE))  # the fixtures' own modules; the checkout's root 
 sys.path.insert(0, str(HERE.parent / "plugins"))  # as Airflow loads them: top-level modules by their stem
 
 import airflow_home  # noqa: E402, F401
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("unhurried", deadline=None)  # a machine that is busy with other things fails no rule
+settings.load_profile("unhurried")

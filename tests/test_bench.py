@@ -1,11 +1,13 @@
 """bench: what is measured is what the gateway does, not what somebody says of it."""
 
 import json
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
-from bench import faults, offline, offline_judges
+from bench import faults, mutation, offline, offline_judges
 from bench.faults import reverted, until_reverted
 from bench.figures import Figure
 from bench.world import PORT_SHIFT, Unexpected, shifted_settings
@@ -87,3 +89,44 @@ def test_the_worst_metric_is_the_judges_figure(monkeypatch: pytest.MonkeyPatch):
     }
     assert all(each.holds for each in figures.values())
     assert "accuracy 1, auc 4, f1 0" in figures["identical_refused_pct"].how
+
+
+def test_faults_that_nothing_noticed_are_alive():
+    """A failed test and a timeout count as noticed; survivors, faults that no test reaches, crashes and untried ones do not."""
+    drawn = {"a": "1", "b": "36", "c": "0", "d": "33", "e": "-11", "f": "None", "g": "3", "h": "5"}
+    found = mutation.figure(1234, drawn, 7)
+    assert (found.value, found.holds) == (37.5, False)
+    assert found.how.startswith(
+        "8 of mutmut's 1,234 faults in 16 modules of `validation/`, drawn with seed 7: 2 killed, 1 by timeout, 5 alive"
+    )
+
+
+@pytest.mark.parametrize(("noticed", "n"), [(0, 10), (85, 100), (400, 400)])
+def test_the_interval_of_a_share_is_wilsons(noticed, n):
+    """As scipy has it."""
+    assert mutation.wilson(noticed, n) == pytest.approx(tuple(binomtest(noticed, n).proportion_ci(method="wilson")), abs=1e-6)
+
+
+def test_what_is_mutated_and_what_tests_it_is_laid_out(tmp_path: Path):
+    """Every module and every test file that mutmut is told of is there."""
+    mutation.lay_out(tmp_path)
+    said = ConfigParser()
+    said.read(tmp_path / "setup.cfg")
+    named = [line for key in ("only_mutate", "also_copy", "pytest_add_cli_args_test_selection") for line in said["mutmut"][key].split()]
+    assert len(named) > len(mutation.MODULES)
+    assert [name for name in named if not (tmp_path / name).exists()] == []
+
+
+def test_a_copy_that_nobody_imports_is_no_figure(tmp_path: Path):
+    """Were the checkout tested in the copy's place, no fault would ever be noticed: one that must be is tried first."""
+    meta = tmp_path / "mutants" / "validation" / "contract.py.meta"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"exit_code_by_key": {mutation.SURE: 0}}))
+    with pytest.raises(Unexpected, match="the tests do not import the mutated copy"):
+        mutation.try_sample(tmp_path, Path("/bin/true"), 5, 1)
+
+
+def test_a_run_that_ends_badly_is_no_score(tmp_path: Path):
+    """The message holds the status."""
+    with pytest.raises(Unexpected, match="mutmut ended with status 1"):
+        mutation.try_sample(tmp_path, Path("/bin/false"), 5, 1)

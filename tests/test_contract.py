@@ -436,3 +436,150 @@ def test_the_program_knows_its_tasks(tmp_path):
 def test_the_program_without_an_output_folder_is_our_error():
     """A runtime that forgot TASK_OUT made a mistake of ours: no verdict, exit 1."""
     assert program(TASK_SPEC=SPEC.to_json()).returncode == 1
+
+
+# Whole sentences and bytes
+
+SPEC_KEYS = "['bundle', 'contract', 'delivery', 'evidence_uri', 'inputs', 'limits', 'model', 'seed', 'stable', 'task', 'version']"
+FINDING_KEYS = "['advice', 'interval', 'limit', 'n', 'name', 'observed', 'outcome', 'why']"
+VERDICT_KEYS = "['contract', 'evidence_digest', 'findings', 'findings_total', 'outputs', 'spec_digest', 'task']"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"contract": 2}, "contract is 2; this task speaks version 1"),
+        ({"secret": "x"}, f"spec has unknown keys ['secret']; known: {SPEC_KEYS}"),
+        ({"task": ""}, "task must be a non-empty string, not ''"),
+        ({"model": 3}, "model must be a non-empty string, not 3"),
+        ({"delivery": None}, "delivery must be a non-empty string, not None"),
+        ({"evidence_uri": []}, "evidence_uri must be a non-empty string, not []"),
+        ({"version": -1}, "version must be a whole number from 0, not -1"),
+        ({"limits": []}, "limits and inputs must be JSON objects"),
+        ({"inputs": []}, "limits and inputs must be JSON objects"),
+    ],
+)
+def test_a_bad_spec_is_one_whole_sentence(change, words):
+    """What is wrong, with what stood there and what is expected."""
+    with pytest.raises(BadSpec) as caught:
+        Spec.from_json(json.dumps(json.loads(SPEC.to_json()) | change))
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("[]", "not a JSON object"), ("{", "not JSON: Expecting property name enclosed in double quotes")]
+)
+def test_what_is_no_object_is_named(text, words):
+    """Whether it is no JSON, or JSON of another kind."""
+    with pytest.raises(BadSpec) as caught:
+        Spec.from_json(text)
+    assert str(caught.value).startswith(words)
+
+
+def test_a_version_may_be_zero():
+    """The first number that a version can have."""
+    assert Spec.from_json(replace(SPEC, version=0).to_json()).version == 0
+
+
+def test_a_task_without_its_bundle_is_named():
+    """The sentence is the whole reason that the operator sees."""
+    with pytest.raises(BadSpec) as caught:
+        replace(SPEC, bundle=None).need_bundle()
+    assert str(caught.value) == "golden_set needs a bundle and the spec names none"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[]", "golden_set wrote a verdict that cannot be read: not a JSON object"),
+        (
+            verdict_bytes(extra=1),
+            f"golden_set wrote a verdict that cannot be read: verdict has unknown keys ['extra']; known: {VERDICT_KEYS}",
+        ),
+        (
+            verdict_bytes(findings=[{"name": "a", "outcome": "passed", "why": "b", "extra": 1}]),
+            f"golden_set wrote a verdict that cannot be read: finding has unknown keys ['extra']; known: {FINDING_KEYS}",
+        ),
+        (
+            verdict_bytes(findings=[{"name": "a", "outcome": "fine", "why": "b"}]),
+            "golden_set wrote a verdict that cannot be read: outcome 'fine': expected passed, inconclusive or failed",
+        ),
+        (verdict_bytes(task="package"), f"the verdict of 'package' answers spec {SPEC.digest[:12]}, not 'golden_set' {SPEC.digest[:12]}"),
+        (
+            verdict_bytes(spec_digest="0" * 64),
+            f"the verdict of 'golden_set' answers spec 000000000000, not 'golden_set' {SPEC.digest[:12]}",
+        ),
+        (b"x" * 4097, "golden_set wrote a verdict of 4097 bytes; the limit is 4096"),
+    ],
+)
+def test_no_verdict_is_one_whole_sentence(data, words):
+    """Who wrote it, and why it does not count."""
+    with pytest.raises(NoVerdict) as caught:
+        Verdict.from_bytes(data, SPEC)
+    assert str(caught.value) == words
+
+
+def test_a_verdict_of_just_the_limit_is_read():
+    """4,096 bytes are what a pod's message carries."""
+    short = len(verdict_bytes(outputs={"x": ""}))
+    assert Verdict.from_bytes(verdict_bytes(outputs={"x": "y" * (4096 - short)}), SPEC).outputs["x"].startswith("y")
+
+
+def test_why_of_no_findings_is_one_sentence():
+    """Nothing was shown, and that is what it says."""
+    assert Verdict.from_bytes(verdict_bytes(), SPEC).why == "no findings: nothing was shown, so nothing is passed"
+
+
+def test_canonical_json_has_one_form():
+    """Sorted keys, no spaces, letters as they are; what JSON lacks is refused."""
+    assert canonical_json({"ü": [1, 2.5], "a": None}) == '{"a":null,"ü":[1,2.5]}'
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json(math.nan)
+
+
+def test_findings_in_the_evidence_are_for_people(tmp_path):
+    """Indented, letters as they are, each as in the verdict but whole."""
+    seal_evidence(tmp_path, Decision(findings=(finding(why="größer"),)))
+    text = '[\n {\n  "name": "errors",\n  "outcome": "passed",\n  "why": "größer"\n }\n]'
+    assert (tmp_path / "findings.json").read_text() == text
+
+
+@pytest.mark.parametrize(("size", "text"), [(498, "a" * 498), (499, f"{'a' * 497} ...")])
+def test_a_text_is_cut_beyond_its_limit(tmp_path, size, text):
+    """With its quotation marks it may take 500 bytes; a cut is seen."""
+    assert written(tmp_path, finding(why="a" * size)).findings[0].why == text
+
+
+def test_a_stop_ends_as_shells_say_it():
+    """128 and the signal's number."""
+    with pytest.raises(SystemExit) as caught:
+        contract._stopped(15, None)
+    assert caught.value.code == 143
+
+
+def test_outputs_that_do_not_fit_are_named(tmp_path):
+    """The task is named, and the limit."""
+    with pytest.raises(ValueError, match=r"^golden_set: outputs and worst finding alone pass 4096 bytes$"):
+        written(tmp_path, finding(), outputs={"big": "x" * 5000})
+
+
+@pytest.mark.parametrize("uri", ["ftp://a/b", "/a/b", ""])
+def test_an_address_of_another_kind_is_refused(uri):
+    """Whole, for reading and for writing."""
+    for act in (contract.download, lambda uri: contract.upload(Path(__file__), uri)):
+        with pytest.raises(ValueError, match=r"expected") as caught:
+            act(uri)
+        assert str(caught.value) == f"{uri!r}: expected a file:, http: or https: address"
+
+
+def test_what_is_too_large_or_another_is_refused(tmp_path):
+    """Just the limit is read; a byte more is not, and neither are other bytes than those that were promised."""
+    file, digest = tmp_path / "a", hashlib.sha256(b"12345").hexdigest()
+    file.write_bytes(b"12345")
+    assert contract.download(file.as_uri(), digest, limit_bytes=5) == b"12345"
+    with pytest.raises(ValueError, match="larger") as caught:
+        contract.download(file.as_uri(), limit_bytes=4)
+    assert str(caught.value) == f"{file.as_uri()} is larger than 4 bytes"
+    with pytest.raises(ValueError, match="sha256") as caught:
+        contract.download(file.as_uri(), "0" * 64)
+    assert str(caught.value) == f"{file.as_uri()} has sha256 {digest}, expected {'0' * 64}: refusing to read it"

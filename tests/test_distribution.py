@@ -9,9 +9,10 @@ import pytest
 from conformance.material import BAD_SPEC, baselines, graph_model, healthy, run
 from made_bundles import CLASSES, answers, classifier, golden_rows, weights
 from onnx import TensorProto, helper, numpy_helper
+from whole_findings import expected, in_full
 
 from validation import distribution
-from validation.contract import Outcome
+from validation.contract import Finding, Outcome
 from validation.distribution import answers as answers_of
 from validation.distribution import judged_columns
 
@@ -374,3 +375,56 @@ def test_words_that_the_baseline_never_had_are_found(judged, tmp_path):
     found = judged(spoilt)
     assert (found["from_inputs"], found["generated_1"]) == (FAILED, FAILED)
     assert "mauve" in why(tmp_path, "generated_1")
+
+
+# What a finding says
+
+
+def ranged(made, low, high, column="probabilities"):
+    made.limits["ranges"] = [{"column": column, "low": low, "high": high}]
+    return made
+
+
+def beside_stable(made, matrix=None):
+    made.stable = with_answers(healthy("distribution", seed=2), matrix)
+    return made
+
+
+def without_baselines(made):
+    made.manifest["baselines"] = {}
+    return made
+
+
+def of_other_rows(made):
+    other = golden_rows(1000, seed=9).inputs
+    made.manifest["baselines"] = baselines({"X": other}, answers(other, weights()))
+    return made
+
+
+def not_finite(made):
+    matrix = weights()
+    matrix[0, 0] = np.nan
+    return with_answers(made, matrix)
+
+
+WHOLE = {
+    "a healthy model": lambda made: made,
+    "beside stable": beside_stable,
+    "beside another stable": lambda made: beside_stable(made, weights()[:, [0, 0, 0]] * np.array([1, 0.9, 0.5], dtype=np.float32)),
+    "always the same": lambda made: with_answers(made, np.zeros_like(weights())),
+    "not finite": not_finite,
+    "in range": lambda made: ranged(made, 0.0, 1.0),
+    "out of range": lambda made: ranged(made, 0.1, 0.9),
+    "a range for nothing": lambda made: ranged(made, 0.0, 1.0, "probabilties"),
+    "few rows": lambda made: healthy("distribution", rows=29),
+    "no baselines": without_baselines,
+    "baselines of other rows": of_other_rows,
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case, material, judged, tmp_path):
+    """Words, numbers, size and advice: all that people and the registry read, but for how near to its source the runtime rounds."""
+    judged(WHOLE[case](material))
+    rows = [Finding.from_dict(row) for row in json.loads(evidence(tmp_path, "findings.json"))]
+    assert in_full(each for each in rows if (each.name, each.outcome) != ("from_source", PASSED)) == expected("distribution", case)

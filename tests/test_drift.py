@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from whole_findings import expected, in_full
 
 from validation.contract import Outcome, worst
 from validation.drift import (
@@ -518,3 +519,139 @@ def test_nine_tenths_missing_are_always_found():
     for rows in (20, 100, 1000) * 20:
         values = random.normal(size=rows)
         assert compared(values, np.where(random.permutation(rows) < 0.9 * rows, np.nan, values))["missing"].outcome is Outcome.FAILED
+
+
+# What a finding says
+
+
+CODES = np.array(["a", "b", "c", "d"] * 250, dtype=object)
+HOLED = np.where(np.arange(ROWS) % 5 == 0, np.nan, normal(seed=3))
+ENDLESS = np.where(np.arange(ROWS) % 5 == 0, np.inf, normal(seed=3))
+MANY = np.array([f"w{i % 150}" for i in range(ROWS)], dtype=object)
+
+
+def replaced(values, *places, by):
+    changed = values.copy()
+    changed[list(places)] = by
+    return changed
+
+
+def both(before, after, **more):
+    return compared(before, after, **more).values()
+
+
+WHOLE = {
+    "equal": lambda: both(normal(seed=1), normal(seed=2)),
+    "moved": lambda: both(normal(seed=1), normal(seed=2, mean=3.0)),
+    "moved a little": lambda: both(normal(60, seed=1), normal(70, seed=2, mean=0.4)),
+    "holes": lambda: both(normal(seed=1), replaced(normal(seed=2), 7, 9, by=np.nan)),
+    "infinities": lambda: both(normal(seed=1), replaced(normal(seed=2), 7, by=-np.inf)),
+    "as many holes": lambda: both(HOLED, HOLED),
+    "fewer holes": lambda: both(HOLED, normal(seed=3)),
+    "some more infinities": lambda: both(ENDLESS, replaced(ENDLESS, *range(1, 90), by=np.inf)),
+    "all missing": lambda: both(normal(seed=1), np.full(9, np.nan)),
+    "the same constant": lambda: both(np.full(ROWS, 2.5), np.full(ROWS, 2.5)),
+    "another constant": lambda: both(np.full(ROWS, 2.5), np.full(ROWS, 3.5)),
+    "too large": lambda: both(normal() * 1e300, normal() * 1e300),
+    "equal words": lambda: both(CODES, CODES),
+    "a new word": lambda: both(CODES, replaced(CODES, *range(100), by="e")),
+    "a new word where none may be": lambda: both(CODES, replaced(CODES, 5, by="e"), limits=Limits(unseen=0)),
+    "no new word where none may be": lambda: both(CODES, CODES, limits=Limits(unseen=0)),
+    "more words than are named": lambda: both(MANY, MANY),
+    "a frequent word that is not named": lambda: both(MANY, replaced(MANY, *range(300), by="new")),
+    "words for numbers": lambda: both(normal(), normal().astype(str)),
+    "no rows": lambda: both(normal(), np.empty(0)),
+    "no rows before": lambda: both(np.empty(0), normal()),
+    "no reference at all": lambda: drift({}, {"x": sketch(normal())}),
+    "no reference for the column": lambda: drift({"y": sketch(normal())}, {"x": sketch(normal())}),
+    "other edges": lambda: drift({"x": sketch(normal())}, {"x": sketch(normal(seed=1))}),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "anything"}, "kind 'anything' is not known"),
+        ({"rows": -1}, "counts must be whole numbers from 0"),
+        ({"mean": math.inf}, "moments and edges must be finite"),
+        ({"std": -1.0}, "std must not be negative"),
+        ({"std": 0.0}, "std must be 0 just where low and high are equal"),
+        ({"edges": [2.0, 1.0]}, "edges must grow"),
+        ({"counts": [1]}, "counts must be one more than edges"),
+        ({"missing": 1}, "the counts do not add up to rows"),
+    ],
+)
+def test_a_refusal_of_a_sketch_is_one_sentence(change, words):
+    """It is what people read beside the column's name, whole."""
+    with pytest.raises(BadSketch) as caught:
+        read_sketches({"x": sketch(normal(10)).to_json() | change})
+    assert str(caught.value) == f"x: {words}"
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 2.0]), np.array(["a"], dtype=object), np.array([1j]), np.array([1, 2])])
+def test_each_kind_of_sketch_is_read_back(values):
+    """Numbers, words, codes, and what is none of these."""
+    made = sketch(values)
+    assert read_sketches({"x": made.to_json()}) == {"x": made}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("drift", case)
+
+
+def test_a_sketch_of_two_hundred_numbers_is_known_by_hand():
+    """Every second number is a percentile, and one edge lies just below the least."""
+    made = sketch(np.arange(200.0))
+    assert made.edges == (np.nextafter(0.0, -math.inf), *np.arange(1.0, 200.0, 2.0))
+    assert made.counts == (0, *[2] * 100, 0)
+    assert (made.kind, made.dtype, made.rows, made.low, made.high, made.mean) == ("number", "float64", 200, 0.0, 199.0, 99.5)
+    assert (made.categories, made.others, made.most_other, made.examples) == ({}, 0, 0, ())
+    assert made.std == pytest.approx(math.sqrt((200**2 - 1) / 12))
+    assert made.kurtosis == pytest.approx(3 - 6 / 5 * (200**2 + 1) / (200**2 - 1))
+
+
+def test_a_sketch_of_words_is_known_by_hand():
+    """The most frequent by name, those without a name counted together; of the same number by letters."""
+    rows = np.array(["b", "a", None, *(f"w{i:03}" for i in range(103)), "a", "w102", "w102"], dtype=object)
+    made = sketch(rows)
+    assert list(made.categories.items())[:3] == [("w102", 3), ("a", 2), ("b", 1)]
+    assert (made.kind, made.dtype, made.rows, made.missing) == ("category", "text", 109, 1)
+    assert (len(made.categories), made.others, made.most_other) == (100, 5, 1)
+    assert made.examples == ("w097", "w098", "w099", "w100", "w101")
+    assert (made.edges, made.counts, made.mean, made.std, made.low, made.high) == ((), (), None, None, None, None)
+
+
+@pytest.mark.parametrize(("length", "shown"), [(80, 80), (81, 79)])
+def test_a_long_word_keeps_a_name_of_its_own(length, shown):
+    """Beyond eighty letters sixty stand for it, and a digest that tells it from others."""
+    (one,), (other,) = (sketch(np.array(["x" * (length - 1) + end], dtype=object)).categories for end in "ab")
+    assert (len(one), one != other) == (shown, True)
+
+
+def test_columns_of_several_types_are_of_an_unknown_kind():
+    """Words and numbers in one column are compared with nothing; all types are named."""
+    made = sketch_batches([{"x": np.array([1.0])}, {"x": np.array(["a"], dtype=object)}, {"x": np.array([2], dtype=np.int8)}])["x"]
+    assert (made.kind, made.dtype, made.rows) == ("unknown", "float64, text, int8", 3)
+    assert (sketch_batches([{"x": np.empty(0)}])["x"].kind, sketch_batches([]), sketch(np.empty(0)).dtype) == ("number", {}, "float64")
+
+
+def test_tensors_columns_hold_their_values():
+    """A vector's places in order, of a picture mean, least and greatest of each row."""
+    found = dict(components({"v": np.array([[1, 2], [3, 4]]), "p": np.arange(2.0 * (COMPONENTS + 1)).reshape(2, -1)}))
+    assert {name: values.tolist() for name, values in found.items() if name[0] == "v"} == {"v[0]": [1, 3], "v[1]": [2, 4]}
+    last = COMPONENTS + 1.0
+    assert found["p:mean"].tolist() == [(last - 1) / 2, last + (last - 1) / 2]
+    assert (found["p:low"].tolist(), found["p:high"].tolist()) == ([0.0, last], [last - 1, 2 * last - 1])
+    assert len(dict(components({"w": np.zeros((2, COMPONENTS))}))) == COMPONENTS
+
+
+def test_a_sketch_along_another_has_its_edges_and_names():
+    """Counted where the reference counted, so that the two can be compared."""
+    before = sketch(np.arange(200.0))
+    now = sketch(np.array([-5.0, 0.0, 2.5, 500.0]), before)
+    assert (now.edges, sum(now.counts), now.counts[0], now.counts[1], now.counts[2], now.counts[-1]) == (before.edges, 4, 1, 1, 1, 1)
+    words_before = sketch(np.array(["a", "b", "b"], dtype=object))
+    words_now = sketch(np.array(["c", "b", "c"], dtype=object), words_before)
+    assert (words_now.categories, words_now.others, words_now.most_other, words_now.examples) == ({"b": 1, "a": 0}, 2, 2, ("c",))

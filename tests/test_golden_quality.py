@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from whole_findings import expected, in_full
 
 from validation import golden_quality
 from validation.contract import Outcome
@@ -248,3 +249,58 @@ def test_the_age_is_known_and_within_its_limit_or_not_passed(written, outcome):
 def test_an_age_that_the_manifest_lacks_is_inconclusive():
     """No key is no age."""
     assert young_enough({}, 30).outcome is Outcome.INCONCLUSIVE
+
+
+# What a finding says
+
+
+def doubled(rows_, copies, level=0):
+    """So many rows of which some are copies, counted, or estimated from a share of their hashes."""
+    found, hashes = Duplicates(), np.arange(rows_, dtype=np.uint64) * np.uint64(4)
+    hashes[:copies] = hashes[-1]
+    found.level = level
+    found.add(hashes)
+    return few_duplicates(found, hashes[:100], 10)
+
+
+def leaking(leak):
+    values, labels, _ = rows()
+    return no_leakage({"X": np.column_stack([values, leak(labels)])}, labels)
+
+
+def aged(days, limit=30.0):
+    return young_enough({"written_unix_s": -days * DAY_S}, limit, now_unix_s=0)
+
+
+WHOLE = {
+    "enough rows": lambda: enough_rows(500, 500),
+    "a row too few": lambda: enough_rows(499, 500),
+    "no duplicates": lambda: doubled(1000, 0),
+    "too many duplicates": lambda: doubled(1000, 100),
+    "too many duplicates by estimate": lambda: doubled(1000, 100, level=2),
+    "no leak": lambda: leaking(lambda labels: 0 * labels),
+    "a leak": lambda: leaking(lambda labels: 1 - labels),
+    "one label": lambda: no_leakage({"X": np.zeros((30, 1))}, np.zeros(30, int)),
+    "a rare label": lambda: no_leakage({"X": np.zeros((30, 1))}, np.r_[np.ones(7, int), np.zeros(23, int)]),
+    "young": lambda: aged(12.3456),
+    "of just the age": lambda: aged(30.0),
+    "old": lambda: aged(30.5),
+    "of tomorrow": lambda: aged(-1.0),
+    "of the future": lambda: aged(-1.5),
+    "of no known age": lambda: young_enough({"written_unix_s": None}, 30.5),
+    "like traffic": golden_quality.like_traffic,
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("golden_quality", case)
+
+
+def test_no_place_is_spread_over_none():
+    """At most so many of no places, or none of many, are none."""
+    assert golden_quality.spread(np.arange(5), 0).tolist() == []
+    assert golden_quality.spread(np.empty(0, np.int64), 3).tolist() == []
+    assert golden_quality.spread(np.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert golden_quality.spread(np.arange(3), 4).tolist() == [0, 1, 2]

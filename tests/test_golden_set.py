@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_bundles import CLASSES, MANIFEST, MODEL, answers, classifier, golden_rows, make_bundle, weights
 from onnx import TensorProto, helper
+from whole_findings import expected, in_full
 
 from validation import golden_rows as golden_rows_module
 from validation import golden_set
@@ -524,3 +525,59 @@ def test_a_gate_runs_as_a_program(tmp_path):
     verdict = Verdict.from_bytes((tmp_path / "out/verdict.json").read_bytes(), spec)
     assert verdict.outcome is Outcome.PASSED
     assert (tmp_path / "published/metrics.json").exists()
+
+
+# What a finding says
+
+
+def moved_source():
+    moved = answers(golden_rows().inputs, weights())
+    moved["probabilities"][40:43] += 0.01
+    return {"reference": moved}
+
+
+def sick_stable(tmp_path):
+    return make_bundle(tmp_path / "sick", model=b"not ONNX")
+
+
+def aged(days):
+    return {"manifest": {"golden_set": {**MANIFEST["golden_set"], "written_unix_s": days}}}
+
+
+WHOLE = {
+    "a faithful export": lambda gate, folder: gate(stable=make_bundle(folder / "stable")),
+    "the first version": lambda gate, folder: gate(),
+    "a moved source model": lambda gate, folder: gate(**moved_source()),
+    "few rows": lambda gate, folder: gate(rows=golden_rows(499)),
+    "no rows": lambda gate, folder: gate(rows=golden_rows(0)),
+    "a bad model": lambda gate, folder: gate(model=classifier(weights()[:, ::-1].copy())),
+    "like traffic and young": lambda gate, folder: gate(limits={**LIMITS, "traffic_drift": True, "max_age_days": 30}, **aged(None)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_findings_are_whole(case, gate, tmp_path):
+    """In order, each with words, numbers, size and advice."""
+    assert in_full(WHOLE[case](gate, tmp_path).values()) == expected("golden_set", case)
+
+
+def test_evidence_is_whole(gate, tmp_path):
+    """Numbers by metric and side, and the first rows that differ with their labels."""
+    gate(**moved_source())
+    metrics, rows_ = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("metrics", "mismatches"))
+    assert metrics == {
+        "rows": 600,
+        "rows_outside": 3,
+        "label_flips": 0,
+        "largest_difference": {"probabilities": pytest.approx(0.01, rel=1e-3)},
+        "accuracy": {"candidate": 0.95, "source_model": 0.95, "stable": None},
+    }
+    assert [set(each) for each in rows_] == [{"row", "model", "source_model", "label"}] * 3
+    assert [each["label"] for each in rows_] == golden_rows().labels[40:43].tolist()
+
+
+def test_evidence_is_indented_for_people(tmp_path):
+    """A line a number; what JSON cannot hold stands there as a word."""
+    golden_set.Report(metrics={"a": {"b": [float("nan"), 1.5]}}, mismatches=[{"row": 1}]).write(tmp_path)
+    assert (tmp_path / "metrics.json").read_text() == '{\n "a": {\n  "b": [\n   "nan",\n   1.5\n  ]\n }\n}'
+    assert (tmp_path / "mismatches.json").read_text() == '[\n {\n  "row": 1\n }\n]'

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from whole_findings import expected, in_full
 
 from validation.bundle import Tensor
 from validation.contract import Outcome
@@ -149,3 +150,36 @@ def test_nan_at_another_size_fails(findings):
     weights = [("axes", np.array([1], np.int64)), ("one", np.array([1], np.float32))]
     found = findings(*nodes, weights=weights, axes=("N", "length"), dynamic=(0,))
     assert "length at 1: NaN or infinity in Y" in found["dynamic_axes"].why
+
+
+# What a finding says
+
+
+@pytest.fixture
+def whole(findings):
+    """The findings by case."""
+    length = {"axes": ("N", "length"), "dynamic": (0,)}
+    ones = {"weights": [("W", np.ones((4, 2), np.float32))], "axes": ("N", None), "dynamic": (0,)}
+    cases = {
+        "each row alone": lambda: findings(node("Softmax", ["X"], ["Y"], axis=1)),
+        "the mean of the batch": lambda: findings(node("ReduceMean", ["X"], ["m"], axes=[0], keepdims=1), node("Sub", ["X", "m"], ["Y"])),
+        "a running sum": lambda: findings(node("CumSum", ["X", "axis"], ["Y"]), weights=[("axis", np.int64(0))]),
+        "noise": lambda: findings(node("RandomUniformLike", ["X"], ["noise"], high=1e-7), node("Add", ["X", "noise"], ["Y"])),
+        "an open axis": lambda: findings(node("ReduceMean", ["X"], ["Y"], axes=[1], keepdims=1), **length),
+        "an axis open in name": lambda: findings(node("MatMul", ["X", "W"], ["Y"]), **ones),
+    }
+    return lambda case: cases[case]().values()
+
+
+@pytest.mark.parametrize("case", ["each row alone", "the mean of the batch", "a running sum", "noise", "an open axis"])
+def test_the_findings_are_whole(whole, case):
+    """Each with its words, and with how many rows were asked."""
+    assert in_full(whole(case)) == expected("invariances", case)
+
+
+@pytest.mark.parametrize("case", ["an axis open in name"])
+def test_advice_on_an_open_axis_is_whole(whole, case):
+    """What to do about an axis that the model does not keep open; the runtime's own words are not ours to fix."""
+    found = in_full(whole(case))[-1]
+    assert found.pop("why").startswith("with the open axis X[1] at 1: ")
+    assert found == {"name": "dynamic_axes", "outcome": "failed", "advice": "fix the axis when exporting, or mend the model"}

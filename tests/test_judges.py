@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm
 from scipy.stats import t as student
+from whole_findings import expected, in_full
 
 from validation import judges
 from validation.contract import Outcome
@@ -393,6 +394,7 @@ def test_paired_agrees_with_its_interval(wins, losses, n):
 def test_a_quantile_states_its_sample_count():
     """MLPerf's figures: at 99 % confidence a p99 needs 459 queries with none over the limit and 662 with one."""
     assert [queries_needed(over=over, quantile=0.99, error=0.01) for over in (0, 1)] == [459, 662]
+    assert [queries_needed(over=0, quantile=0.5, error=error) for error in (0.6, 0.4)] == [1, 2]
     judge = {"name": "p99_ms", "quantile": 0.99, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.01}
     found = [quantile_within(over=over, n=n, **judge).outcome for over, n in ((0, 458), (0, 459), (1, 661), (1, 662), (30, 662))]
     passed, unknown = Outcome.PASSED, Outcome.INCONCLUSIVE
@@ -723,3 +725,120 @@ def test_comparisons_share_one_error():
         shared_error(0.05, 0)
     with pytest.raises(ValueError, match="must lie between"):
         shared_error(math.nan, 3)
+
+
+# What a finding says
+
+
+def accuracy(correct, n):
+    return accuracy_at_least(name="accuracy", correct=correct, n=n, limit=0.85, error=0.05)
+
+
+def pairs(wins, losses, n):
+    return paired_not_worse(name="accuracy_vs_stable", wins=wins, losses=losses, n=n, margin=0.01, error=0.05)
+
+
+def slow_queries(over, n, observed_ms):
+    return quantile_within(name="p99_ms", over=over, n=n, quantile=0.99, limit_ms=100.0, observed_ms=observed_ms, error=0.01)
+
+
+def ones_and_zeros(count, moved=0.0, **more):
+    """So many pairs of 0 and 1, all moved by as much."""
+    return Contributions(estimate=0.5 + moved, values=[0.0 + moved, 1.0 + moved] * count, scale=1.0, **more)
+
+
+def below(limit, contributions):
+    return mean_at_most(name="mae", contributions=contributions, limit=limit, error=0.05)
+
+
+def above(limit, contributions):
+    return mean_at_least(name="auc", contributions=contributions, limit=limit, error=0.05)
+
+
+LOSS = {"margin": 0.1, "error": 0.05, "higher_is_better": False, "relative": True}
+NOISY = [Block(n=2, mean=2.3 + 0.2 * (-1) ** i) for i in range(9)]
+
+
+def against(reference, candidate):
+    return paired_mean_not_worse(name="mae_vs_stable", candidate=candidate, reference=reference, **LOSS)
+
+
+def against_logged(logged, candidate):
+    return unpaired_mean_not_worse(name="mae_within_training", candidate=candidate, logged=logged, **LOSS)
+
+
+WHOLE = {
+    "right enough": lambda: accuracy(870, 1000),
+    "not surely right enough": lambda: accuracy(855, 1000),
+    "not right enough, but not surely": lambda: accuracy(845, 1000),
+    "surely not right enough": lambda: accuracy(800, 1000),
+    "no row to be right on": lambda: accuracy(0, 0),
+    "as many won as lost": lambda: pairs(5, 5, 2000),
+    "ten lost": lambda: pairs(0, 10, 400),
+    "few pairs": lambda: pairs(0, 0, 10),
+    "more lost than the margin, but not surely": lambda: pairs(0, 12, 1000),
+    "no pairs": lambda: pairs(0, 0, 0),
+    "no slow query in 459": lambda: slow_queries(0, 459, 90.0),
+    "no slow query in 458": lambda: slow_queries(0, 458, 90.0),
+    "many slow queries": lambda: slow_queries(20, 1000, 120.0),
+    "some slow queries": lambda: slow_queries(5, 400, 101.0),
+    "a quantile that is no number": lambda: slow_queries(0, 9, math.inf),
+    "no failed request": lambda: errors(0, 65),
+    "one failed request": lambda: errors(1, 9),
+    "three failed requests": lambda: errors(3, 9),
+    "as many failed as allowed": lambda: errors(90, 2000, limit=0.04),
+    "equally fast": lambda: slower(steady(8, 100), steady(8, 100)),
+    "three times as slow": lambda: slower(steady(8, 100, ms=30.0), steady(8, 90)),
+    "four seconds": lambda: slower(steady(4, 1), steady(8, 1)),
+    "a second without requests": lambda: slower(steady(8, 0), steady(8, 1)),
+    "a noisy candidate": lambda: slower(NOISY, steady(9, 99)),
+    "a noisy stable version": lambda: slower(steady(9, 99, ms=12.3), NOISY),
+    "a mean below": lambda: below(0.6, ones_and_zeros(100)),
+    "a mean that may be below": lambda: below(0.55, ones_and_zeros(100, under=0.02)),
+    "a mean above": lambda: below(0.4, ones_and_zeros(100)),
+    "a mean at least": lambda: above(0.4, ones_and_zeros(100, note="by pairs", rows="groups")),
+    "a mean not at least": lambda: above(0.7, ones_and_zeros(100, over=0.02)),
+    "a mean of few": lambda: below(0.6, ones_and_zeros(10)),
+    "a mean that is no number": lambda: below(0.6, Contributions(estimate=math.nan, values=[1.0, math.nan], scale=1.0)),
+    "an equal mean": lambda: against(ones_and_zeros(100), ones_and_zeros(100)),
+    "a worse mean": lambda: against(ones_and_zeros(100, note="a word"), ones_and_zeros(100, 0.1)),
+    "a slightly worse mean": lambda: against(ones_and_zeros(40), ones_and_zeros(40, 0.03)),
+    "no mean to have a share of": lambda: against(ones_and_zeros(100, -0.5), ones_and_zeros(100)),
+    "the logged mean": lambda: against_logged(0.5, ones_and_zeros(2000, note="a word")),
+    "the logged mean on few rows": lambda: against_logged(0.5, ones_and_zeros(100, over=0.01, under=0.03)),
+    "the logged mean on very few rows": lambda: against_logged(0.5, ones_and_zeros(5)),
+    "a logged mean that is no number": lambda: against_logged(math.nan, ones_and_zeros(100)),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("judges", case)
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (lambda: errors(6, 5), "6 of 5 is no count"),
+        (lambda: errors(-1, 5), "-1 of 5 is no count"),
+        (lambda: errors(0, 9, limit=0.05), "0.05 must lie between 0.05 and 1"),
+        (lambda: errors(0, 9, limit=0), "0 must lie between 0 and 1"),
+        (lambda: errors(0, 9, miss=1), "1 must lie between 0 and 1"),
+        (lambda: slower(NOISY, NOISY, worse=-0.1), "-0.1 must lie between 0 and inf"),
+        (lambda: slower(NOISY, NOISY, exclude=math.inf), "inf must lie between 0 and inf"),
+        (lambda: accuracy(6, 5), "6 of 5 is no count"),
+        (lambda: pairs(4, 2, 5), "4 of 3 is no count"),
+        (lambda: paired_not_worse(name="a", wins=0, losses=0, n=5, margin=1, error=0.05), "1 must lie between 0 and 1"),
+        (lambda: quantile_within(name="a", over=0, n=5, quantile=1, limit_ms=1, observed_ms=1, error=0.05), "1 must lie between 0 and 1"),
+        (lambda: below(math.inf, ones_and_zeros(100)), "the limit is inf: it must be finite"),
+        (lambda: against(ones_and_zeros(10), ones_and_zeros(100)), "200 and 20 rows are no pairs"),
+        (lambda: shared_error(0.05, 0), "0 comparisons share nothing"),
+        (lambda: shared_error(1.0, 2), "1.0 must lie between 0 and 1"),
+    ],
+)
+def test_a_question_without_meaning_is_refused_in_one_sentence(judge, words):
+    """It is the caller's mistake: the number is named, and where it must lie."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        judge()
+    assert str(caught.value) == words

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
+from whole_findings import expected, in_full
 
 from bench.offline_judges import policy_metric
 from validation.contract import Outcome
@@ -379,7 +380,7 @@ UNMEASURABLE = {
 
 
 @pytest.mark.parametrize("case", UNMEASURABLE)
-def test_what_cannot_be_measured_is_said_with_advice(case):
+def test_what_cannot_be_measured_is_saidwith_advice(case):
     """Never a number that happens to compare well."""
     name, said = UNMEASURABLE[case]
     if case == "no rows":
@@ -470,3 +471,110 @@ def test_margins_are_monotone(name):
     said = sample(name, 1)
     found = [judged(name, noisier(said), said, margin).outcome for margin in (0.001, 0.01, 0.1, 0.5, 0.9)]
     assert found == sorted(found, reverse=True)
+
+
+# What a finding says
+
+
+WHOLE = {
+    **{f"{name} alone": lambda name=name: within_limit(name, limited(name, 0.5), answers(name), error=0.05) for name in EVERY},
+    **{f"{name} beside another": lambda name=name: judged(name, noisier(answers(name)), answers(name)) for name in EVERY},
+    **{f"{name} as logged": lambda name=name: as_logged(name, value(name, answers(name))) for name in EVERY},
+    "several classes by auc": lambda: within_limit("auc", limited("auc", 0.5), three_classes(), error=0.05),
+    "several classes by f1": lambda: within_limit("f1", limited("f1", 0.5), three_classes(), error=0.05),
+    "no chance for a class": lambda: within_limit("log_loss", limited("log_loss", 0.5), hopeless(), error=0.05),
+    "gaps that hardly moved": lambda: judged("calibration_error", slightly_surer(two_classes()), two_classes(), 0.02),
+}
+
+
+def as_logged(name, logged):
+    return not_worse_than_logged(name, policy_metric(name), answers(name), logged=logged, margin=0.1, error=0.05)
+
+
+def hopeless():
+    said = two_classes()
+    return replace(said, scores=np.where(np.arange(1000)[:, None] < 3, np.eye(2)[1 - said.labels], said.scores))
+
+
+def slightly_surer(said):
+    return replace(
+        said,
+        scores=said.scores
+        + 0.001 * np.array([-1, 1]) * (said.scores[:, :1] > 0.01) * (said.scores[:, 1:] < 0.99) * (said.scores[:, 1:] > 0.01),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "logged", "told"),
+    [
+        ("auc", 1.5, ("training logged auc = 1.5, which must be from 0 to 1", "log auc as a number from 0 to 1")),
+        ("auc", -0.1, ("training logged auc = -0.1, which must be from 0 to 1", "log auc as a number from 0 to 1")),
+        ("mae", math.inf, ("training logged mae = inf, which must be from 0", "log mae as a number from 0")),
+        ("mae", math.nan, ("training logged mae = nan, which must be from 0", "log mae as a number from 0")),
+    ],
+)
+def test_a_logged_value_that_the_metric_cannot_have_is_refused(name, logged, told):
+    """The refusal names the metric, the value and what is allowed."""
+    with pytest.raises(Unmeasurable) as caught:
+        as_logged(name, logged)
+    assert (str(caught.value), caught.value.advice) == told
+
+
+TOLD = {
+    "no rows": ("no rows: nothing was shown", "give the golden set rows"),
+    "a missing label": ("1 of 1000 labels are missing or not finite, first row 0", "label every golden row"),
+    "a NaN label": ("1 of 1000 labels are missing or not finite, first row 0", "label every golden row"),
+    "an infinite label": ("1 of 1000 labels are missing or not finite, first row 0", "label every golden row"),
+    "a NaN among objects": ("1 of 1000 labels are missing or not finite, first row 0", "label every golden row"),
+    "an infinity among objects": ("1 of 1000 labels are missing or not finite, first row 0", "label every golden row"),
+    "one class": ("no golden row has the label '1'", "add rows of every class"),
+    "one class that is not said": ("all 1000 labels are '0': one class cannot be told apart", "add rows of the other classes"),
+    "an unknown label": ("1 labels are no known class, the first '7.0'", "the known classes are 0, 1"),
+    "an unknown answer": ("1 predicted are no known class, the first '7.0'", "the known classes are 0, 1"),
+    "no answers": ("the model's outputs hold no label or number", "give the model one output that holds it"),
+    "a NaN answer": ("1 answers are missing or not finite, first row 0", "look at these rows' inputs"),
+    "too few answers": ("the model's answer has shape [999] for 1000 rows", "give the model an output with one value a row"),
+    "answers in two columns": ("the model's answer has shape [1000, 2] for 1000 rows", "give the model an output with one value a row"),
+    "no scores": ("the model's outputs hold no scores", "export the model with its probabilities"),
+    "a NaN score": ("1 rows have scores that are not finite, first row 0", "look at these rows' inputs"),
+    "an infinite score": ("1 rows have scores that are not finite, first row 0", "look at these rows' inputs"),
+    "scores of three classes": (
+        "scores have shape [1000, 3] for 1000 rows of 2 classes",
+        "give the model an output with one score a class",
+    ),
+    "too few scores": ("scores have shape [999, 2] for 1000 rows of 2 classes", "give the model an output with one score a class"),
+    "logits": ("the scores of 896 rows are no probabilities, first row 0", "export the model with probabilities, not logits"),
+    "probabilities that do not add up": (
+        "the scores of 1000 rows are no probabilities, first row 0",
+        "export the model with probabilities, not logits",
+    ),
+    "no numbers": ("the model's outputs hold no label or number", "give the model one output that holds it"),
+    "words for numbers": ("labels or predictions are words where numbers are needed", "use a metric of classes"),
+    "an infinite number": ("1 answers are missing or not finite, first row 0", "look at these rows' inputs"),
+    "a label of zero": ("1 labels are 0: no error is a share of them", "use mae, or leave these rows out"),
+    "no error at all": ("rmse is 0: not one row has any error", "look whether the label is among the inputs, or use accuracy"),
+    "no queries": ("rows without a query cannot be ranked", "name the golden set's column of queries in the policy's `group`"),
+    "a row without query": ("rows without a query cannot be ranked", "name the golden set's column of queries in the policy's `group`"),
+    "a query without a relevant row": ("1 queries have no relevant row, the first '3'", "leave these queries out of the golden set"),
+    "a query of one row": (
+        "1 queries have one row, so nothing to order, the first '10000.0'",
+        "leave these queries out of the golden set",
+    ),
+    "a relevance below zero": ("1 relevances are below 0", "label relevance from 0 (none) upwards"),
+    "a NaN ranking": ("1 answers are missing or not finite, first row 0", "look at these rows' inputs"),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_a_refusal_says_what_is_wrong_and_what_to_do(case):
+    """Both sentences, whole."""
+    name, said = UNMEASURABLE[case]
+    with pytest.raises(Unmeasurable) as caught:
+        within_limit(name, policy_metric(name), said, error=0.05)
+    assert (str(caught.value), caught.value.advice) == TOLD[case]
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("metrics", case)

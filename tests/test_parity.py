@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from whole_findings import expected, in_full
 
 from validation.bundle import Tensor
 from validation.contract import Outcome
@@ -214,3 +215,73 @@ def test_batches_count_as_one_set():
     assert (finding.n, finding.observed) == (18, pytest.approx(1000 / 3))
     assert "first row 12" in finding.why
     assert [each["row"] for each in count.mismatches] == list(range(12, 18))
+
+
+# What a finding says
+
+
+def moved(name, rows_):
+    """The answers, the first rows of one output another number."""
+    spoilt = answers()
+    spoilt[name] = np.where(np.arange(6) < rows_, spoilt[name].T + 1, spoilt[name].T).T.astype(spoilt[name].dtype)
+    return spoilt
+
+
+def spoiling(number):
+    return {**answers(), "p": np.where(np.arange(6)[:, None] >= 4, np.float32(number), answers()["p"])}
+
+
+OWN = {
+    "tolerances": (
+        Tolerance(output="p", atol=0.5, rtol=0.25, rows_outside_permille=20),
+        Tolerance(output="r", atol=1, rtol=1, rows_outside_permille=9),
+    )
+}
+NARROW = {"narrowed_to": ("float16", "int8")}
+
+
+def counted(**more):
+    count = Parity(limits=limits(**more))
+    count.add(0, {"X": np.zeros((6, 2), np.float32)}, answers(), answers())
+    return count
+
+
+def form(outputs, reference, signature=SIGNATURE):
+    return form_findings({**answers(), **outputs}, {**answers(), **reference}, signature)
+
+
+WHOLE = {
+    "equal": lambda: parity(answers(), answers()).values(),
+    "moved numbers": lambda: parity(moved("p", 2), answers()).values(),
+    "other labels": lambda: parity(moved("label", 3), answers()).values(),
+    "not finite": lambda: parity(spoiling(np.nan), answers()).values(),
+    "not finite in the source": lambda: parity(answers(), spoiling(np.inf)).values(),
+    "tolerances of its own": lambda: parity(moved("p", 2), answers(), **OWN).values(),
+    "narrowed": lambda: parity(answers(), answers(), **NARROW).values(),
+    "too large to be narrowed": lambda: parity(spoiling(1e5), spoiling(1e5), **NARROW).values(),
+    "narrowed once": lambda: counted(**NARROW).findings(),
+    "without a source model": lambda: counted(**NARROW).findings(with_source=False),
+    "the same form": lambda: form({}, {}),
+    "another name": lambda: form({"q": answers()["p"]}, {}),
+    "a name of the source model's": lambda: form({}, {"q": answers()["p"]}),
+    "not in the signature": lambda: form({}, {}, SIGNATURE[:1]),
+    "another dtype": lambda: form({"p": answers()["p"].astype(np.float64)}, {}),
+    "another dtype of the source model's": lambda: form({}, {"p": answers()["p"].astype(np.float64)}),
+    "another shape": lambda: form({"p": answers()["p"][:, :2]}, {}),
+    "another shape in the signature": lambda: form({}, {}, (SIGNATURE[0], Tensor(name="p", dtype="FP32", shape=(4,)))),
+}
+
+
+def test_evidence_of_a_mismatch_is_whole():
+    """The row's number and both sides' answers, by output."""
+    count = Parity(limits=limits())
+    count.add(10, {"X": np.zeros((6, 2), np.float32)}, moved("p", 1), answers())
+    assert count.mismatches == [
+        {"row": 10, "model": {"label": [0], "p": [2.0, 1.0, 1.0]}, "source_model": {"label": [0], "p": [1.0, 0.0, 0.0]}}
+    ]
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("parity", case)

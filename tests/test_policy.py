@@ -269,3 +269,140 @@ def test_a_missing_file_is_a_bad_policy(tmp_path):
     """A model without a policy is an error that names the file to write."""
     with pytest.raises(BadPolicy, match=r"ghost\.toml"):
         read_policy(tmp_path / "ghost.toml")
+
+
+# Bounds and refusals
+
+
+ABOVE_0, ABOVE_0_BELOW_1, SHARE = "above 0 to inf", "above 0 to below 1", "from 0 to 1"
+TOLERANCE = [{"output": "p", "atol": 1.0, "rtol": 0.5, "rows_outside_permille": 1}]
+BOUNDS = [
+    ("golden_set.metrics.0.at_least", -0.1, 0.0, SHARE),
+    ("golden_set.metrics.0.at_least", 1.1, 1.0, SHARE),
+    ("golden_set.metrics.0.within_training", 0.0, 1e-9, ABOVE_0_BELOW_1),
+    ("golden_set.metrics.0.within_training", 1.0, 0.999, ABOVE_0_BELOW_1),
+    ("golden_set.metrics.0.not_worse_than_stable", 0.0, 1e-9, ABOVE_0_BELOW_1),
+    ("golden_set.metrics.0.not_worse_than_stable", 1.0, 0.999, ABOVE_0_BELOW_1),
+    ("golden_set.min_rows", 0, 1, "from 1 to inf"),
+    ("golden_set.atol", -1e-9, 0.0, "from 0 to inf"),
+    ("golden_set.rtol", -1e-9, 0.0, SHARE),
+    ("golden_set.rtol", 1.001, 1.0, SHARE),
+    ("golden_set.rows_outside_permille", -1, 0, "from 0 to 1000"),
+    ("golden_set.rows_outside_permille", 1001, 1000, "from 0 to 1000"),
+    ("golden_set.tolerances.0.atol", -1e-9, 0.0, "from 0 to inf"),
+    ("golden_set.tolerances.0.rtol", 1.001, 1.0, SHARE),
+    ("golden_set.tolerances.0.rows_outside_permille", 1001, 1000, "from 0 to 1000"),
+    ("golden_set.error", 0.0, 1e-9, "above 0 to below 0.5"),
+    ("golden_set.error", 0.5, 0.499, "above 0 to below 0.5"),
+    ("golden_set.duplicates_permille", -1, 0, "from 0 to 1000"),
+    ("golden_set.duplicates_permille", 1001, 1000, "from 0 to 1000"),
+    ("golden_set.max_age_days", 0.0, 0.5, ABOVE_0),
+    ("distribution.majority_share", 0.0, 1e-9, ABOVE_0_BELOW_1),
+    ("distribution.majority_share", 1.0, 0.999, ABOVE_0_BELOW_1),
+    ("distribution.entropy_bits", 0.0, 0.5, "above 0 to 64"),
+    ("distribution.entropy_bits", 64.1, 64.0, "above 0 to 64"),
+    ("distribution.sigmas", 0.0, 0.5, ABOVE_0),
+    ("distribution.psi", 0.0, 0.5, ABOVE_0),
+    ("distribution.ks", 0.0, 1e-9, ABOVE_0_BELOW_1),
+    ("distribution.ks", 1.0, 0.999, ABOVE_0_BELOW_1),
+    ("distribution.missing", -1e-9, 0.0, "from 0 to below 1"),
+    ("distribution.missing", 1.0, 0.999, "from 0 to below 1"),
+    ("distribution.unseen", -1e-9, 0.0, "from 0 to below 1"),
+    ("distribution.unseen", 1.0, 0.999, "from 0 to below 1"),
+    ("distribution.error", 0.0, 1e-9, "above 0 to below 0.5"),
+    ("distribution.error", 0.5, 0.499, "above 0 to below 0.5"),
+    *((f"latency_benchmark.{name}", 0.0, 0.5, ABOVE_0) for name in ("rate_per_s", "max_seconds", "p50_ms", "p99_ms")),
+    ("latency_benchmark.min_queries", 0, 1, ABOVE_0),
+    ("shadow.permille", 0, 1, "from 1 to 1000"),
+    ("shadow.permille", 1001, 1000, "from 1 to 1000"),
+    ("shadow.min_requests", 0, 1, "from 1 to inf"),
+    ("shadow.exclude_error_rate", 0.0, 0.01, "above 0 to 1"),
+    ("shadow.exclude_error_rate", 1.001, 1.0, "above 0 to 1"),
+    ("rollout.steps.0.permille", 0, 1, "from 1 to 1000"),
+    ("rollout.steps.3.permille", 1001, 1000, "from 1 to 1000"),
+    ("rollout.steps.0.exclude_error_rate", 0.0, 0.01, "above 0 to 1"),
+    ("rollout.steps.0.exclude_error_rate", 1.001, 1.0, "above 0 to 1"),
+    ("rollout.steps.0.exclude_latency_worse", 0.0, 0.5, ABOVE_0),
+    ("rollout.lease_seconds", 1.999, 2.0, "from 2 to 600"),
+    ("rollout.lease_seconds", 600.1, 600.0, "from 2 to 600"),
+    *((f"rollout.{name}", 0.0, 1e-9, "above 0 to 0.5") for name in ("false_alarm", "miss", "error_limit")),
+    *((f"rollout.{name}", 0.501, 0.5, "above 0 to 0.5") for name in ("false_alarm", "miss")),
+    ("rollout.latency_worse", 0.0, 0.5, ABOVE_0),
+    ("rollout.indifferent_below_ms", -0.1, 0.0, "from 0 to inf"),
+    ("retrain.timeout_seconds", 0.5, 1.0, "from 1 to inf"),
+]
+
+
+@pytest.mark.parametrize(("dotted", "refused", "taken", "allowed"), BOUNDS)
+def test_the_last_value_is_taken_and_the_next_is_refused(rows, dotted, refused, taken, allowed):
+    """On either side of each bound; the refusal names place, value and what is allowed, whole."""
+    place = tuple(int(each) if each.isdigit() else each for each in dotted.split("."))
+    rows["golden_set"]["tolerances"] = copy.deepcopy(TOLERANCE)
+    assert parse(Policy, changed(rows, place, taken))
+    with pytest.raises(BadPolicy) as caught:
+        parse(Policy, changed(rows, place, refused))
+    named = ".".join(each for each in dotted.split(".") if not each.isdigit())
+    assert str(caught.value) == f"{named} is {refused!r}; allowed: {allowed}"
+
+
+SLICES = ("golden_set", "slices")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "words"),
+    [
+        (("golden_set", "metrics", 0, "logged_as"), "", "golden_set.metrics.logged_as must name a logged metric"),
+        (
+            ("golden_set", "metrics", 0, "group"),
+            "q",
+            "golden_set.metrics.group: ndcg needs the column of its queries, no other metric has one",
+        ),
+        (("golden_set", "metrics", 0, "at_most"), 0.5, "golden_set.metrics.at_most does not fit accuracy: use at_least"),
+        (("golden_set", "metrics", 0, "at_least"), None, "missing key golden_set.metrics.at_least for accuracy"),
+        (("golden_set", "metrics"), [], "golden_set.metrics: at least one metric, or nothing is shown about the labels"),
+        (
+            ("golden_set", "metrics"),
+            [{"name": "mae", "at_most": 1.0, "not_worse_than_stable": 0.1}] * 2,
+            "golden_set.metrics.name: mae, mae names one twice",
+        ),
+        (SLICES, [{"column": "", "values": ["a"]}], "golden_set.slices.column must name a column"),
+        (SLICES, [{"column": "c", "values": []}], "golden_set.slices.values: one value or more, none twice"),
+        (SLICES, [{"column": "c", "values": ["a", "a"]}], "golden_set.slices.values: one value or more, none twice"),
+        (SLICES, [{"column": "c", "values": ["a"]}] * 2, "golden_set.slices.column: c, c names one twice"),
+        (("golden_set", "tolerances"), [TOLERANCE[0] | {"output": ""}], "golden_set.tolerances.output must name an output"),
+        (("golden_set", "tolerances"), TOLERANCE * 2, "golden_set.tolerances.output: p, p names one twice"),
+        (("golden_set", "narrowed_to"), ["float4"], "golden_set.narrowed_to is 'float4'; allowed: float16, int8"),
+        (("distribution", "ranges"), [{"column": "", "low": 0.0, "high": 1.0}], "distribution.ranges.column must name a column"),
+        (("distribution", "ranges"), [{"column": "x", "low": 1.0, "high": 1.0}], "distribution.ranges: low 1.0 must lie below high 1.0"),
+        (("shadow", "min_seconds"), -1.0, "shadow: min_seconds -1.0 must lie below max_seconds 60.0"),
+        (STEPS, [], "rollout.steps: shares must grow from step to step"),
+        ((*STEPS, 3, "permille"), 900, "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic"),
+        ((*STEPS, 3, "exclude_error_rate"), 0.001, "rollout.steps: exclude_error_rate must lie above error_limit"),
+        (("rollout", "newer"), "ignore", "rollout.newer is 'ignore'; allowed: waits, supersedes"),
+        (("retrain", "environment"), "../x", "retrain.environment '../x': expected a plain name"),
+        (("owner",), "", "owner '': expected 1 to 80 letters, digits, spaces and . , @ + / _ -, the first a letter or digit"),
+        (("model",), "A", "model 'A': lower-case letters, digits and single hyphens, at most 60"),
+        (("model",), "a" * 61, f"model {'a' * 61!r} is longer than 60 characters"),
+        (("golden_set", "min_rows"), "5", "golden_set.min_rows is '5'; expected int"),
+        (("golden_set", "atol"), math.inf, "golden_set.atol is inf; expected a finite number"),
+        (("rollout",), 3, "rollout must be a table"),
+        (STEPS, 3, "rollout.steps must be a list"),
+    ],
+)
+def test_a_refusal_is_one_whole_sentence(rows, place, value, words):
+    """It names the place and says what is expected there."""
+    with pytest.raises(BadPolicy) as caught:
+        parse(Policy, changed(rows, place, value))
+    assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("model", ["a" * 60, "a", "a-1"])
+def test_a_name_may_be_sixty_characters_long(rows, model):
+    """What a cluster, a DAG and a file can be called."""
+    assert parse(Policy, rows | {"model": model}).model == model
+
+
+@pytest.mark.parametrize("schedule", ["59 23 31 12 6", "0 0 1 1 0", "*/59 * * * *", "1-2/5 * * * *", "1,2-3,*/4 * * * *", "5-5 * * * *"])
+def test_a_schedule_may_go_to_the_ends_of_each_field(rows, schedule):
+    """Minutes to 59, hours to 23, days to 31, months to 12."""
+    assert parse(Policy, changed(rows, ("retrain", "schedule"), schedule)).retrain.schedule == schedule

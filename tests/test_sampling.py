@@ -87,3 +87,11 @@ def test_words_hash_alike_in_every_process():
     """Python's own hash differs from process to process; a sample may not."""
     assert word_hashes(np.array(["a", "b"], dtype=object)).tolist() == [4681665781835383343, 9543904841865449333]
     assert (word_hashes(np.array([1, 2])) == word_hashes(np.array(["1", "2"]))).all()
+
+
+def test_numbers_are_mixed_as_splitmix64_does():
+    """The first three numbers of the generator whose seed is 0, as its authors print them; a seed moves where it starts."""
+    golden = 0x9E3779B97F4A7C15
+    states = np.array([0, golden, 2 * golden % 2**64], dtype=np.uint64)
+    assert mixed(states, 0).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert mixed(states[:1], 2).tolist() == [0x06C45D188009454F]

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from whole_findings import expected, in_full
 
 from validation.answers import read_answers
 from validation.contract import Outcome
@@ -222,3 +223,36 @@ def test_what_can_be_read_in_two_ways_is_not_read(metric, outputs, labels):
     with pytest.raises(Unmeasurable) as error:
         read_answers(metric, outputs, labels)
     assert error.value.advice
+
+
+# What a finding says
+
+
+SLICES = (Slice(column="region", values=("EU", "US", "UK")),)
+CUTS = cut("EU", range(400)) | cut("US", [])
+LOGGED = replace(ACCURACY, logged_as="val_accuracy", within_training=0.05)
+NO_QUERY = Metric(name="ndcg", at_least=0.5, not_worse_than_stable=0.1, group="query")
+WHOLE = {
+    "like source and stable": lambda: findings(stable=GOOD).values(),
+    "the first version": lambda: findings().values(),
+    "a stable version that is gone": lambda: findings(stable=Side(outputs=None, why_not="stable is gone")).values(),
+    "slices": lambda: findings(slices=SLICES, cuts=CUTS, stable=GOOD).values(),
+    "slices of the first version": lambda: findings(slices=SLICES, cuts=CUTS).values(),
+    "a sample": lambda: findings(rows=10 * ROWS).values(),
+    "as logged": lambda: findings(LOGGED, logged={"val_accuracy": 0.9}).values(),
+    "not logged": lambda: findings(LOGGED, logged={"loss": 0.9, "auc": 1.0}).values(),
+    "no queries": lambda: findings(NO_QUERY).values(),
+    "two labels": lambda: findings(candidate={"a": LABELS, "b": LABELS}).values(),
+    "classes without names": lambda: findings(
+        candidate={"p": SCORES}, labels=LABELS * 2 % 5 % 3 + (LABELS == 1) * 7.0 * (np.arange(ROWS) % 2)
+    ).values(),
+    "two numbers": lambda: findings(
+        Metric(name="mae", at_most=1, not_worse_than_stable=0.1), candidate={"a": SCORES[:, 0], "b": SCORES[:, 1]}
+    ).values(),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
+    assert in_full(WHOLE[case]()) == expected("scoring", case)

@@ -273,7 +273,7 @@ def is_vector(values: np.ndarray) -> bool:
 def _spread(name: str, chosen: np.ndarray, limits: Distribution) -> Iterator[Finding]:
     values, counts = np.unique(chosen.astype(str) if chosen.dtype.kind == "O" else chosen, return_counts=True)
     shares = counts / counts.sum()
-    share, bits = float(shares.max()), float(-(shares * np.log2(shares)).sum())
+    share, bits = float(shares.max()), float((shares * np.log2(1 / shares)).sum())
     most = f"{values[counts.argmax()]} is the answer on {counts.max()} of {len(chosen)} rows"
     held = passed if share <= limits.majority_share else failed
     yield held(f"{name}_majority_share", most, observed=share, limit=limits.majority_share, n=len(chosen))

@@ -46,7 +46,7 @@ Arrays = Mapping[str, np.ndarray]
 def form_findings(outputs: Arrays, reference: Arrays, signature: tuple[Tensor, ...]) -> tuple[Finding, ...]:
     """Names, dtypes and shapes of the answers to some rows, compared with the source model's on the same rows and the signature's."""
     common = [each for each in signature if each.name in outputs and each.name in reference]
-    strange = {each.name: _dtypes(outputs[each.name], each) for each in common if _other_dtype(outputs, reference, each)}
+    strange = {each.name: _dtypes(outputs, reference, each) for each in common if _other_dtype(outputs, reference, each)}
     other = {each.name: _shapes(outputs, reference, each) for each in common if not _same_shape(outputs, reference, each)}
     return (_names(outputs, reference, signature), _form("output_dtypes", strange), _form("output_shapes", other))
 
@@ -81,8 +81,9 @@ def _kind(values: np.ndarray) -> str:
     return "text" if is_text(values) else values.dtype.name
 
 
-def _dtypes(values: np.ndarray, tensor: Tensor) -> str:
-    return f"{values.dtype}, not {tensor.numpy_dtype}"
+def _dtypes(outputs: Arrays, reference: Arrays, tensor: Tensor) -> str:
+    found, wanted = _kind(outputs[tensor.name]), _kind(reference[tensor.name])
+    return f"{found}; the source model's is {wanted}, the signature's {_kind(np.empty(0, dtype=tensor.numpy_dtype))}"
 
 
 def _same_shape(outputs: Arrays, reference: Arrays, tensor: Tensor) -> bool:
@@ -151,7 +152,6 @@ class Parity:
         yield share(
             "label_flips", self.flips, self.rows, self.limits.rows_outside_permille, "get another answer than from the source model"
         )
-        yield from (self._narrowed(kind) for kind in self.limits.narrowed_to)
 
     @property
     def numbers(self) -> dict[str, Any]:
