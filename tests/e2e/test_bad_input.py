@@ -115,21 +115,27 @@ def test_a_broken_policy_holds_its_deliveries_until_it_is_mended(world: World) -
         told = "unknown key golden_set.mni_rows; allowed here: min_rows"
         world.until(lambda: told in world.airflow.log(DELIVER, first, "policy", 1) or None, "the reason in the log", 90)
         second, by_event = world.airflow.trigger(DELIVER, version=by_hand), world.register(NOWHERE)
-    assert world.ended(under_way, first) in {"dry_run", "inconclusive"}, world.why(under_way)  # a busy machine: nothing said of latency
-    assert {"claim", "golden_set", "distribution", "package"} <= _ended(world, first)
+        world.write_policy(MODEL, good.replace("at_least = 0.85", "at_least = 0.999"))
+        assert world.ended(under_way, first) == "refused"
+    assert "surely below 0.9990" in world.why(under_way)
+    assert {"claim", "export"} <= _ended(world, first)
     assert world.ended(by_hand, second) == "refused"
     assert "names no source run" in world.why(by_hand)
     assert world.outcome(by_event) == "refused"
 
 
-def test_a_model_without_a_policy_is_ignored_until_it_gets_one(world: World) -> None:
-    """Nobody's model starts nothing and breaks nothing; once a policy names it, the version that waited is delivered."""
+def test_what_no_event_delivered_is_found_by_the_sweep(world: World) -> None:
+    """A version marked while the receiver is dead, and one of a model that nobody had a policy for: both get their delivery, once."""
     model = "orphan"
     world.mlflow("POST", "registered-models/create", json={"name": model})
-    number = world.register(NOWHERE, model)
+    orphan = world.register(NOWHERE, model)
     assert not world.airflow.knows(f"deliver_{model}")
     world.write_policy(model, world.policy().replace('model = "digits"', f'model = "{model}"'))
-    version = world.until(lambda: found if (found := world.version(number, model)) and found.outcome else None, "an outcome", 180)
+    world.kill("api-server")
+    number = world.register(NOWHERE)
+    assert world.outcome(number) == "refused"
+    assert world.airflow.runs(DELIVER).count(world.run_of(number)) == 1
+    version = world.until(lambda: found if (found := world.version(orphan, model)) and found.outcome else None, "an outcome", 180)
     assert version.outcome == "refused"
 
 

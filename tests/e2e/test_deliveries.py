@@ -56,14 +56,6 @@ def test_the_same_event_again_is_one_delivery(world: World) -> None:
     assert len(runs) == len(set(runs))
 
 
-def test_an_event_that_nobody_received_is_found_by_the_sweep(world: World) -> None:
-    """MLflow gives an event up after seconds; a version marked while the receiver is dead is delivered all the same."""
-    world.kill("api-server")
-    number = world.register("s3://nowhere/model")
-    assert world.outcome(number) == "refused"
-    assert world.airflow.runs(DELIVER).count(f"deliver__{MODEL}__v{number}") == 1
-
-
 def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -> None:
     """A person asks for a version by the UI's form: the gates run, no server starts, no traffic moves, and the registry says so."""
     stable = world.share().stable
