@@ -304,3 +304,8 @@ def test_no_place_is_spread_over_none():
     assert golden_quality.spread(np.empty(0, np.int64), 3).tolist() == []
     assert golden_quality.spread(np.arange(10), 4).tolist() == [0, 3, 6, 9]
     assert golden_quality.spread(np.arange(3), 4).tolist() == [0, 1, 2]
+
+
+def test_duplicates_of_no_rows_are_no_pass() -> None:
+    """An empty set has no doubles, and nothing else either."""
+    assert few_duplicates(Duplicates(), np.empty(0, np.uint64), 10).outcome is Outcome.FAILED

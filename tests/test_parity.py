@@ -285,3 +285,18 @@ def test_evidence_of_a_mismatch_is_whole():
 def test_a_finding_is_whole(case):
     """Words, numbers, interval, size and advice: all that people and the registry read, in each outcome."""
     assert in_full(WHOLE[case]()) == expected("parity", case)
+
+
+def test_no_rows_at_all_pass_nothing() -> None:
+    """An account that saw no row has nothing to say for the model, in any of its findings."""
+    limits = GoldenSet(
+        min_rows=1,
+        atol=1e-4,
+        rtol=1e-3,
+        rows_outside_permille=1,
+        metrics=(Metric(name="accuracy", at_least=0.8, not_worse_than_stable=0.02),),
+        narrowed_to=("float16",),
+    )
+    findings = tuple(Parity(limits=limits).findings())
+    assert {each.name for each in findings} >= {"finite", "parity_rows", "label_flips", "narrowed_float16"}
+    assert {each.outcome for each in findings} == {Outcome.FAILED}

@@ -104,7 +104,7 @@ def few_duplicates(found: Duplicates, sample: np.ndarray, limit_permille: int) -
     how = f"estimated from one in {1 << found.level} different rows and a sample of {len(sample)}" if found.level else "counted"
     why = f"{permille:.4g} per mille of {found.rows} rows have inputs that stood there before ({how}); {limit_permille} are allowed"
     details: dict[str, Any] = {"observed": permille, "limit": limit_permille, "n": found.rows}
-    if permille <= limit_permille:
+    if found.rows and permille <= limit_permille:
         return passed("golden_duplicates", why, **details)
     advice = "remove the copies: they count one row's answer many times; or raise golden_set.duplicates_permille if equal rows are natural"
     return failed("golden_duplicates", why, advice=advice, **details)

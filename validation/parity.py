@@ -198,6 +198,8 @@ class Parity:
             self.mismatches.append({"row": start + int(row), **shown})
 
     def _finite(self) -> Finding:
+        if not self.rows:
+            return _nothing_seen("finite")
         if not self.unfinite:
             return passed("finite", "no NaN and no infinity", n=self.rows)
         words = [
@@ -222,6 +224,8 @@ class Parity:
 
     def _narrowed(self, kind: str) -> Finding:
         name, (low, high) = f"narrowed_{kind}", RANGES[kind]
+        if not self.rows:
+            return _nothing_seen(name)
         broken = {where: count for (which, where), count in self.narrow.items() if which == kind and count.bad}
         if not broken:
             return passed(
@@ -231,6 +235,10 @@ class Parity:
         return failed(
             name, f"{kind} overflows: {'; '.join(words)}", observed=max(each.bad for each in broken.values()), limit=0, n=self.rows
         )
+
+
+def _nothing_seen(name: str) -> Finding:
+    return failed(name, "no rows were answered: nothing was shown", n=0)
 
 
 def tolerance(limits: GoldenSet, output: str) -> Tolerance:
