@@ -54,8 +54,11 @@ STAKE = 0.5
 CELLS = 76
 """Pieces of stable's possible rates, one millionth to 1 in steps of a fifth; each is excluded as a whole (`_Pair.evidence_above`)."""
 
-QUIET = 100
-"""Requests of stable that must have gone well before either version's next one is bet on: what both suffer is nobody's fault."""
+ODDS = (2.0, 5.0, 20.0, 100.0)
+"""How many times as often as stable's the candidate's requests fail in the alternatives to `_Pair.apart`, equally likely."""
+
+WINDOW_S = 10.0
+"""Length of the windows within which both versions are taken to meet the same troubles."""
 
 TOGETHER_S = 60.0
 """A request of the candidate's is compared only when stable began one so shortly before it."""
@@ -117,10 +120,13 @@ def error_rate_not_above(
     2020, "Universal inference"; for two samples also Turner, Ly and Gruenwald 2024, "Generic E-variables for exact sequential k-sample
     tests that allow for optional stopping"). Passed: in the same way every pair of rates `exclude` or more apart is excluded now.
 
-    For `failed` only bursts that begin count, and only while stable's last `QUIET` requests went well: an outage that both suffer is no
-    evidence. Assumed: in such quiet moments stable fails at one rate, and the candidate, its predecessor being well, at most `rise` more
-    often. For `passed` every failure of the candidate's counts, and failures are taken as independent. A finding that failed has the
-    numbers of the rows up to the first sure one. Raises `ValueError` for margins and budgets without meaning.
+    For `failed` only bursts that begin count, and a second test must agree at the same budget: of the failures of each `WINDOW_S` seconds
+    the candidate has more than its share (hypergeometric, so that what both suffer cancels; Fisher 1935, "The logic of inductive
+    inference"). The first assumes that each version fails at one rate: it alone takes an outage that comes when the candidate's share has
+    grown for the candidate's fault. The second assumes that within a window chance decides who gets a request. While one of the two holds,
+    so does the budget. Stable's requests from before the candidate's first do not count.
+    For `passed` every failure of the candidate's counts, and failures are taken as independent. A finding that failed has the numbers of
+    the rows up to the first sure one. Raises `ValueError` for margins and budgets without meaning.
     """
     claim = _Claim(limit=rise, exclude=exclude, false_alarm=false_alarm, miss=miss)
     if not (candidate.readable and stable.readable):
@@ -288,7 +294,7 @@ def _lowest_rate(bursts: _Bursts, claim: _Claim) -> float:
         soon = _too_soon(bursts.places, rate, claim.false_alarm).any()
         return bool(soon or _mixture_sure(begun, tried, rate, claim.false_alarm)[0])
 
-    return _last(excluded, 1e-12, bursts.begun / bursts.tried)
+    return _last(excluded, 1e-12, min(bursts.begun / bursts.tried, _CERTAIN))
 
 
 def _highest_rate(bursts: _Bursts, claim: _Claim) -> float:
@@ -343,12 +349,13 @@ def _below_each(failures: Ints, n: Ints, nulls: Floats) -> Floats:
 class _Pair:
     """The candidate's requests that are compared, a row each, and what stable had shown by then.
 
-    `bet_on`: its predecessor was well and stable was quiet. `stable_n`, `stable_failures`: of all stable's requests; `stable_begun`,
-    `stable_tried`: of those that were bet on.
+    `bet_on`: its predecessor did not fail. `apart`: log of the evidence, the greatest so far, that failures are more the candidate's than
+    its share explains. `stable_n`, `stable_failures`: of all stable's requests; `stable_begun`, `stable_tried`: of those bet on.
     """
 
     failed: Bools
     bet_on: Bools
+    apart: Floats
     stable_n: Ints
     stable_failures: Ints
     stable_begun: Ints
@@ -356,18 +363,21 @@ class _Pair:
 
     @classmethod
     def of(cls, candidate: Served, stable: Served) -> _Pair:
-        """Requests of the same instant: stable's count as earlier."""
+        """Requests of the same instant: stable's count as earlier. Stable's from well before the candidate's first are left out."""
+        stable = stable.where(stable.unix_s >= (candidate.unix_s[0] if len(candidate) else math.inf) - TOGETHER_S)
         before = np.searchsorted(stable.unix_s, candidate.unix_s, side="right")
-        failures, quiet = _so_far(~stable.ok), _quiet(~stable.ok)
         last = np.concatenate(([-math.inf], stable.unix_s))[before]
         kept = candidate.unix_s - last <= TOGETHER_S
+        failed, stable_failed = ~candidate.ok, ~stable.ok
+        stable_bet_on = _after_success(stable_failed)
         return cls(
-            failed=~candidate.ok[kept],
-            bet_on=(_after_success(~candidate.ok) & quiet[before])[kept],
+            failed=failed[kept],
+            bet_on=_after_success(failed)[kept],
+            apart=_apart(candidate, stable)[kept],
             stable_n=before[kept],
-            stable_failures=failures[before[kept]],
-            stable_begun=_so_far(~stable.ok & quiet[:-1])[before[kept]],
-            stable_tried=_so_far(quiet[:-1])[before[kept]],
+            stable_failures=_so_far(stable_failed)[before[kept]],
+            stable_begun=_so_far(stable_failed & stable_bet_on)[before[kept]],
+            stable_tried=_so_far(stable_bet_on)[before[kept]],
         )
 
     @property
@@ -383,7 +393,15 @@ class _Pair:
         return _Pair(**{each.name: getattr(self, each.name)[: row + 1] for each in fields(self)})
 
     def first_sure(self, rise: float, false_alarm: float) -> int | None:
-        """The first row at which the candidate's rate is surely above stable's plus `rise`."""
+        """The first row at which the candidate's rate is surely above stable's plus `rise`, by both tests."""
+        needed, above = math.log(1 / false_alarm), self.first_above(rise, false_alarm)
+        both = self.failed & self.bet_on & (self.apart >= needed)
+        rows = np.flatnonzero(both) if above is not None else np.zeros(0, np.int64)
+        rows = rows[rows >= (above or 0)]
+        return int(rows[0]) if len(rows) else None
+
+    def first_above(self, rise: float, false_alarm: float) -> int | None:
+        """The first row at which the test of constant rates is sure."""
         begun = np.flatnonzero(self.failed & self.bet_on)
         for start in range(0, len(begun), PIECE):
             rows = begun[start : start + PIECE]
@@ -431,10 +449,35 @@ def _so_far(marked: Bools) -> Ints:
     return np.concatenate(([0], np.cumsum(marked, dtype=np.int64)))
 
 
-def _quiet(failed: Bools) -> Bools:
-    """Before each row, and after the last: whether none of the `QUIET` rows before failed."""
-    failures = _so_far(failed)
-    return np.equal(failures, failures[np.maximum(np.arange(len(failures)) - QUIET, 0)])
+def _apart(candidate: Served, stable: Served) -> Floats:
+    """At each of the candidate's rows: log of the evidence of all windows that ended before, the greatest so far, for `_Pair.apart`.
+
+    One failure after the other is drawn from those of the window that are left, as often from either version as it has requests left or,
+    in the alternatives, `ODDS` times as often from the candidate's.
+    """
+    window, mine, failed = _merged(candidate, stable)
+    left_mine, left_stable = (_left(window, whose, whose & failed)[failed] for whose in (mine, ~mine))
+    odds = np.array(ODDS)
+    gain = np.log(np.where(mine[failed][:, None], odds, 1.0)) + np.log(left_mine + left_stable)[:, None]
+    ratios = np.cumsum(gain - np.log(left_mine[:, None] * odds + left_stable[:, None]), axis=0)
+    evidence = np.logaddexp.reduce(np.vstack([np.zeros(len(odds)), ratios]), axis=1) - math.log(len(odds))
+    ended = np.searchsorted(window[failed], window[mine], side="left")
+    return np.asarray(np.maximum.accumulate(evidence[ended])) if len(ended) else np.zeros(0)
+
+
+def _merged(candidate: Served, stable: Served) -> tuple[Ints, Bools, Bools]:
+    """All requests in order: the window of each, whether it is the candidate's, whether it failed."""
+    times = np.concatenate([stable.unix_s, candidate.unix_s])
+    order = np.argsort(times, kind="stable")
+    mine = np.arange(len(times)) >= len(stable)
+    return np.floor(times[order] / WINDOW_S).astype(np.int64), mine[order], ~np.concatenate([stable.ok, candidate.ok])[order]
+
+
+def _left(window: Ints, theirs: Bools, drawn: Bools) -> Floats:
+    """For each row: how many of these are in its window, less those drawn before it."""
+    first, end = np.searchsorted(window, window, side="left"), np.searchsorted(window, window, side="right")
+    all_so_far, drawn_so_far = _so_far(theirs), _so_far(drawn)
+    return (all_so_far[end] - all_so_far[first] - drawn_so_far[:-1] + drawn_so_far[first]).astype(float)
 
 
 def _not_above(name: str, pair: _Pair, claim: _Claim) -> Finding:
@@ -469,9 +512,11 @@ def _rise_excluded(pair: _Pair, rise: float, claim: _Claim, clean: int = 0) -> b
 
 
 def _lowest_rise(pair: _Pair, claim: _Claim) -> float:
-    """The rise below which every rise is excluded, as of the last request."""
-    last = np.array([pair.n - 1])
-    return _last(lambda rise: bool(pair.evidence_above(last, rise)[0] >= math.log(1 / claim.false_alarm)), -1.0, max(pair.rise, -1 + 1e-12))
+    """The rise below which every rise is excluded, as of the row that decided or of the last one."""
+    above = pair.first_above(claim.limit, claim.false_alarm)
+    row = np.array([pair.n - 1 if above is None else above])
+    needed = math.log(1 / claim.false_alarm)
+    return _last(lambda rise: bool(pair.evidence_above(row, rise)[0] >= needed), -1.0, 1.0)
 
 
 def _highest_rise(pair: _Pair, claim: _Claim) -> float:
