@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import defaultdict
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from delivery import gateway, traffic
-from delivery.gateway import Admin, GatewayAway, Json, NotConfirmed, Timeouts
+from delivery.gateway import Json, Timeouts
+from delivery.gateway_admin import Admin, GatewayAway, NotConfirmed, shown_hosts
 from delivery.observations import Observations, read_entry
 from delivery.splits import SplitStreams
+from delivery.state_file import StateFile
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 Check = Callable[[], Awaitable[bool]]
@@ -40,23 +41,6 @@ class Settings:
     healthy_s: float = 6.0
     look_every_s: float = 0.02
     timeouts: Timeouts = field(default_factory=Timeouts)
-
-
-class StateFile:
-    """The durable traffic of every model."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> dict[str, ModelTraffic]:
-        """Raises `ValueError` on a file that cannot be understood: better no director than one that forgets what is stable."""
-        if not self._path.exists():
-            return {}
-        return traffic.load(json.loads(self._path.read_bytes()))
-
-    def write(self, models: dict[str, ModelTraffic]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        gateway.write_by_rename(self._path, json.dumps(traffic.dump(models), indent=1).encode())
 
 
 class Configuration:
@@ -94,6 +78,7 @@ class Switchboard:
         self._mirrors: dict[str, float] = {}  # until when each mirror holds; its share is in the model's traffic
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._addresses: dict[str, str] = {}
+        self._dropped = 0
         self._configuration = Configuration(files)
         self.observations = Observations()
         self.splits = SplitStreams(self._weights, ttl_s=settings.split_ttl_s, heartbeat_s=settings.heartbeat_s)
@@ -114,10 +99,10 @@ class Switchboard:
         split = lease and {"holder": lease.holder, "permille": lease.permille, "expires_in_s": round(lease.expires_at_s - self._now_s(), 3)}
         return {"model": model, **roles, "shadow_permille": known.shadow_permille, "split": split}
 
-    async def put_candidate(self, model: str, backend: Backend) -> None:
+    async def put_candidate(self, model: str, backend: Backend, *, slice_header: str | None = None) -> None:
         """Clusters first, confirmed and healthy, then the route that knows them with share 0."""
         async with self._changing(model):
-            after = self.traffic(model).with_candidate(backend, self.lease(model))
+            after = self.traffic(model).with_candidate(backend, self.lease(model)).with_slices(slice_header)
             await self._install(after, healthy=backend)
 
     async def delete_candidate(self, model: str, version: int) -> None:
@@ -168,6 +153,13 @@ class Switchboard:
             with self._lease_held(model):
                 await self._install(after, healthy=after.stable if new else None)
 
+    async def undo(self, model: str, version: int) -> None:
+        """Stable and previous change places with one change of the routes, once the previous one is seen to be healthy."""
+        async with self._changing(model):
+            before = self.traffic(model)
+            after = before.undone(version, self.lease(model))
+            await self._install(after, healthy=after.stable if after != before else None)
+
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):
             await self._install(self.traffic(model).without_previous())
@@ -180,6 +172,17 @@ class Switchboard:
         own = {traffic.cluster_name(model, candidate.version, each): candidate.address(each) for each in traffic.PROTOCOLS}
         counted = [each for each in await self._admin.endpoints() if own.get(each.cluster) == each.address]
         return {"requests": sum(each.requests for each in counted), "failures": sum(each.failures for each in counted)}
+
+    async def seen_after(self, model: str, number: int) -> Json:
+        """The rows of `Observations.after`; what Envoy dropped until now counts among the gaps, as far as Envoy can be asked."""
+        with contextlib.suppress(GatewayAway):
+            self._note_dropped(await self._admin.dropped_rows())
+        return self.observations.after(model, number)
+
+    def _note_dropped(self, dropped: int) -> None:
+        """Envoy's counter begins anew with Envoy."""
+        self.observations.interrupted(dropped - self._dropped if dropped >= self._dropped else dropped)
+        self._dropped = dropped
 
     def see(self, entry: Any) -> None:
         """Takes one entry of the access log."""
@@ -269,7 +272,7 @@ class Switchboard:
     def _both(self, after: ModelTraffic, fresh: Backend | None) -> list[Json]:
         """Clusters of before and after. Those of before stay as they are, but for the `fresh` backend's, which may have moved."""
         added = {each["name"]: each for each in gateway.render_clusters(after)}
-        names = {traffic.cluster_name(after.model, fresh.version, each) for each in traffic.PROTOCOLS} if fresh else set()
+        names = gateway.version_clusters(after.model, fresh.version) if fresh else set()
         kept = {each["name"]: each for each in self._configuration.clusters.get(after.model, []) if each["name"] not in names}
         return list({**added, **kept}.values())
 
@@ -349,7 +352,7 @@ class Switchboard:
         return holds
 
     async def _has_hosts(self, clusters: list[Json], left: set[str]) -> bool:
-        shown = gateway.shown_hosts(await self._admin.endpoints())
+        shown = shown_hosts(await self._admin.endpoints())
         expected = gateway.expected_hosts(clusters)
         return not left & set(shown) and all(shown.get(name) == hosts for name, hosts in expected.items())
 

@@ -12,8 +12,9 @@ import pytest
 from gateway_fixtures import TOKEN, Answer, Client, Load, Stack, Version, running, until, versions, wait_until
 
 from delivery.director_client import Director, DirectorUnreachable, LeaseHeld, LeaseLost, NotThere, Refused
-from delivery.gateway import Admin, GatewayAway
-from delivery.switchboard import Settings, StateFile, Switchboard
+from delivery.gateway_admin import Admin, GatewayAway
+from delivery.state_file import StateFile
+from delivery.switchboard import Settings, Switchboard
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 NAMES = itertools.count(1)

@@ -9,7 +9,8 @@ import pytest
 from gateway_fixtures import envoy_binary
 
 from delivery import gateway
-from delivery.gateway import Admin, Timeouts
+from delivery.gateway import Timeouts
+from delivery.gateway_admin import Admin
 from delivery.traffic import Backend, ModelTraffic
 
 
