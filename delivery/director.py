@@ -118,6 +118,7 @@ class Api:
             web.delete(f"{model}/previous", self.delete_previous),
             web.get(f"{model}/observations", self.observations),
             web.get(f"{model}/mirrored", self.mirrored),
+            web.get(f"{model}/health", self.get_health),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -173,6 +174,9 @@ class Api:
 
     async def mirrored(self, request: web.Request) -> web.Response:
         return web.json_response(await self._switchboard.mirrored(_model(request)))
+
+    async def get_health(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._switchboard.health(_model(request)))
 
     def _described(self, model: str) -> web.Response:
         return web.json_response(self._switchboard.describe(model))

@@ -165,6 +165,10 @@ class Director:
     def mirrored(self, model: str) -> Mirrored:
         return Mirrored(**self._ask("GET", f"/v1/models/{model}/mirrored"))
 
+    def health(self, model: str) -> dict[int, bool]:
+        """Whether each version of the model that the gateway knows is ready; nothing else is asked of it."""
+        return {int(version): bool(healthy) for version, healthy in self._ask("GET", f"/v1/models/{model}/health").items()}
+
     def _ask(self, method: str, path: str, body: Any = None, timeout: httpx.Timeout = TIMEOUT, **query: str | int) -> dict[str, Any]:
         try:
             answer = self._http.request(method, path, json=body, params=query or None, timeout=timeout)

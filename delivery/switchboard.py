@@ -154,11 +154,14 @@ class Switchboard:
                 await self._install(after, healthy=after.stable if new else None)
 
     async def undo(self, model: str, version: int) -> None:
-        """Stable and previous change places with one change of the routes, once the previous one is seen to be healthy."""
+        """Stable and previous change places with one change of the routes. A previous version that is not healthy now is refused at once."""
         async with self._changing(model):
             before = self.traffic(model)
             after = before.undone(version, self.lease(model))
-            await self._install(after, healthy=after.stable if after != before else None)
+            new = after.stable if after != before else None
+            if new is not None and not _own(model, new) <= await self._healthy():
+                raise NotConfirmed(f"{model} v{version} at {new.http} is not healthy, so nothing was changed; start it again first")
+            await self._install(after, healthy=new)
 
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):
@@ -169,9 +172,14 @@ class Switchboard:
         candidate = self.traffic(model).candidate
         if candidate is None:
             raise traffic.Unknown(f"{model} has no candidate; register one first")
-        own = {traffic.cluster_name(model, candidate.version, each): candidate.address(each) for each in traffic.PROTOCOLS}
-        counted = [each for each in await self._admin.endpoints() if own.get(each.cluster) == each.address]
+        own = _own(model, candidate)
+        counted = [each for each in await self._admin.endpoints() if (each.cluster, each.address) in own]
         return {"requests": sum(each.requests for each in counted), "failures": sum(each.failures for each in counted)}
+
+    async def health(self, model: str) -> dict[str, bool]:
+        """Whether each role's own server is reached over both protocols and says that it is ready."""
+        backends, healthy = self.traffic(model).backends, await self._healthy()
+        return {str(each.version): _own(model, each) <= healthy for each in backends}
 
     async def seen_after(self, model: str, number: int) -> Json:
         """The rows of `Observations.after`; what Envoy dropped until now counts among the gaps, as far as Envoy can be asked."""
@@ -360,12 +368,13 @@ class Switchboard:
         return not clusters or not any(each.active for each in await self._admin.endpoints() if each.cluster in clusters)
 
     async def _confirm_healthy(self, model: str, backend: Backend) -> None:
-        own = {(traffic.cluster_name(model, backend.version, each), backend.address(each)) for each in traffic.PROTOCOLS}
-
         async def holds() -> bool:
-            return own <= {(each.cluster, each.address) for each in await self._admin.endpoints() if each.healthy}
+            return _own(model, backend) <= await self._healthy()
 
         await self._confirm(holds, f"health of {model} v{backend.version} at {backend.http} and {backend.grpc}", self._settings.healthy_s)
+
+    async def _healthy(self) -> set[tuple[str, str]]:
+        return {(each.cluster, each.address) for each in await self._admin.endpoints() if each.healthy}
 
     async def _confirm(self, holds: Check, what: str, within_s: float) -> None:
         try:
@@ -388,6 +397,11 @@ async def _unless_away(holds: Check) -> bool:
         return await holds()
     except GatewayAway:
         return False
+
+
+def _own(model: str, backend: Backend) -> set[tuple[str, str]]:
+    """Clusters of a version, each with the version's own address in it."""
+    return {(traffic.cluster_name(model, backend.version, each), backend.address(each)) for each in traffic.PROTOCOLS}
 
 
 def _flat(rows: dict[str, list[Json]]) -> Iterable[Json]:

@@ -9,7 +9,21 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from gateway_fixtures import TOKEN, Answer, Client, Load, Stack, Version, running, until, versions, wait_until
+from gateway_fixtures import (
+    TOKEN,
+    Client,
+    Load,
+    Stack,
+    begin_rollout,
+    call,
+    make_stable,
+    rows_after,
+    running,
+    share,
+    until,
+    versions,
+    wait_until,
+)
 
 from delivery.director_client import Director, DirectorUnreachable, LeaseHeld, LeaseLost, NotThere, Refused
 from delivery.gateway_admin import Admin, GatewayAway
@@ -37,35 +51,6 @@ def own(tmp_path) -> Iterator[Stack]:
 @pytest.fixture
 def model() -> str:
     return f"m{next(NAMES)}"
-
-
-async def call(function, *arguments):
-    """The client is synchronous; the servers behind the gateway run in this loop."""
-    return await asyncio.to_thread(function, *arguments)
-
-
-async def make_stable(stack: Stack, version: Version) -> None:
-    await call(stack.client.put_candidate, version.model, *version.address)
-    await call(stack.client.put_stable, version.model, version.number)
-
-
-async def begin_rollout(stack: Stack, stable: Version, candidate: Version) -> None:
-    await make_stable(stack, stable)
-    await call(stack.client.put_candidate, candidate.model, *candidate.address)
-
-
-def share(answers: list[Answer], version: int) -> float:
-    return sum(each.version == version for each in answers) / len(answers)
-
-
-async def rows_after(stack: Stack, model: str, number: int, expected: int):
-    """All rows after `number`, once there are as many as expected."""
-
-    async def came() -> bool:
-        return len(stack.client.observations(model, number).rows) >= expected
-
-    await until(came, f"{expected} rows")
-    return stack.client.observations(model, number).rows
 
 
 # ---- the rollout's way
