@@ -154,7 +154,7 @@ class Switchboard:
                 await self._install(after, healthy=after.stable if new else None)
 
     async def undo(self, model: str, version: int) -> None:
-        """Stable and previous change places with one change of the routes. A previous version that is not healthy now is refused at once."""
+        """Stable and previous change places with one change of the routes. To a version that is not healthy now it is refused at once."""
         async with self._changing(model):
             before = self.traffic(model)
             after = before.undone(version, self.lease(model))

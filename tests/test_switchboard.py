@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import signal
+import time
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -306,13 +307,17 @@ async def test_a_clock_set_back_an_hour_moves_no_lease(tmp_path):
     with running(stack):
         async with versions("digits", 1, 2) as (v1, v2), Client(stack, "digits") as client:
             await begin_rollout(stack, v1, v2)
+            set_s = time.monotonic()
             await call(stack.client.put_split, "digits", "me", 1000, 2)
-            (tmp_path / "clock").write_text("-3600")
+            (tmp_path / "draft").write_text("-3600")
+            (tmp_path / "draft").rename(tmp_path / "clock")
             assert share(await client.many(40), 2) == 1
             left = stack.client.model("digits").split.expires_in_s
             await until(lambda: _all_stable(client), "the lease lapses")
-        log = (tmp_path / "director.log").read_text()
-    assert 0 < left <= 2
+            held_s = time.monotonic() - set_s
+        await asyncio.to_thread(wait_until, lambda: "ran out" in (tmp_path / "director.log").read_text(), "the director says so")
+    log = (tmp_path / "director.log").read_text()
+    assert (0 < left <= 2, held_s >= 2) == (True, True)
     shifted_s, lapsed_s = (datetime.fromisoformat(_line(log, words)[:19]) for words in ("serving HTTP", "ran out"))
     assert (shifted_s - lapsed_s).total_seconds() == pytest.approx(3600, abs=60)
 
