@@ -50,8 +50,8 @@ class Admin:
         return {key: entry["final_value"] for key, entry in page.get("entries", {}).items()}
 
     async def dropped_rows(self) -> int:
-        """Rows of the access log that Envoy threw away since its start, because the director did not take them in time."""
-        page = (await self._fetch("/stats?filter=^access_logs.grpc_access_log.logs_dropped$")).decode()
+        """Rows of the access log that Envoy threw away or could not send since its start: the director did not take them in time."""
+        page = (await self._fetch("/stats?filter=^access_logs.grpc_access_log.(logs_dropped|grpc_entries_flush_failed)$")).decode()
         return sum(int(line.rsplit(": ", 1)[1]) for line in page.splitlines() if ": " in line)
 
     async def endpoints(self) -> list[Endpoint]:

@@ -537,7 +537,10 @@ def test_health_is_open(shared):
         ("PUT", "shadow", {"permille": 1, "ttl_s": 1}, "ttl_s"),
         ("PUT", "candidate", {"version": 1, "http": "example.org:80", "grpc": "127.0.0.1:1"}, "example.org"),
         ("PUT", "candidate", {"version": 0, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1"}, "version"),
+        ("PUT", "candidate", {"version": 1, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "slice_header": "X:"}, "slice_header"),
         ("PUT", "stable", {"version": "2"}, "version"),
+        ("POST", "undo", {}, "version"),
+        ("POST", "undo", {"version": 1, "holder": "a"}, "holder"),
         ("PUT", "stable", [], "JSON object"),
         ("POST", "split/renew", {"holder": "a", "ttl_s": 1, "permille": 3}, "permille"),
         ("DELETE", "split", None, "holder"),
@@ -591,6 +594,7 @@ def test_clean_up_of_nothing_succeeds(shared):
     assert shared.client.put_shadow("nobody", 0).shadow_permille == 0
     assert shared.client.delete_candidate("nobody", 1).candidate is None
     assert shared.client.delete_previous("nobody").previous is None
+    assert shared.client.health("nobody") == {}
     assert "nobody" not in json.loads(shared.state.read_text())["models"]
 
 

@@ -189,8 +189,9 @@ async def test_an_attempt_that_did_not_succeed_failed():
 
 
 async def test_dropped_rows_of_the_log_are_counted():
-    """Envoy's own counter; before the first row there is none, which is 0."""
-    pages = iter([b"", b"access_logs.grpc_access_log.logs_dropped: 7\n"])
+    """Envoy's own counters of what it threw away and of what it could not send; before the first row there are none, which is 0."""
+    log = b"access_logs.grpc_access_log"
+    pages = iter([b"", b"%s.grpc_entries_flush_failed: 2\n%s.logs_dropped: 5\n" % (log, log)])
 
     async def fetch(_path: str) -> bytes:
         return next(pages)
