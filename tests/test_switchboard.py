@@ -13,6 +13,9 @@ from gateway_fixtures import Client, Load, Stack, begin_rollout, call, make_stab
 from scipy.stats import binomtest
 
 from delivery.director_client import DirectorUnreachable, LeaseHeld, Refused
+from delivery.gateway_admin import Admin, GatewayAway
+from delivery.state_file import StateFile
+from delivery.switchboard import Settings, Switchboard
 
 NAMES = itertools.count(1)
 UNLIKELY = 1e-4  # of a correct gateway, for each share that is tested
@@ -53,16 +56,17 @@ async def test_testers_get_the_version_that_they_name(shared, model):
     assert named.headers["x-penstock-version"] == f"{model}--v3--http"
 
 
-@pytest.mark.parametrize("pin", ["9", "", "02", "2,2", "stable"])
-async def test_an_unknown_version_is_not_answered_by_another(shared, model, pin):
-    """404 with the reason, even where the whole traffic goes to the version that was perhaps meant; gRPC: unimplemented."""
+async def test_an_unknown_version_is_not_answered_by_another(shared, model):
+    """404 with the reason for whatever is not exactly a version that is there; gRPC: unimplemented."""
+    pins = ("9", "", "02", "2,2", "stable")
     async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
         await begin_rollout(shared, v1, v2)
-        url, headers = f"{shared.gateway_url}/v2/models/{model}/infer", {"x-model-version": pin}
-        answer = await call(lambda: httpx.post(url, json={}, headers=headers))
-        over_grpc = await client.grpc(x_model_version=pin)
+        url = f"{shared.gateway_url}/v2/models/{model}/infer"
+        answers = [await call(lambda pin=pin: httpx.post(url, json={}, headers={"x-model-version": pin})) for pin in pins]
+        over_grpc = [(await client.grpc(x_model_version=pin)).status for pin in pins]
         assert (v1.asked, v2.asked) == (0, 0)
-    assert (answer.status_code, answer.headers["x-penstock"], over_grpc.status) == (404, "unknown-version", 12)
+    assert [(each.status_code, each.headers["x-penstock"]) for each in answers] == [(404, "unknown-version")] * 5
+    assert over_grpc == [12] * 5
 
 
 async def test_a_pinned_version_answers_for_itself(shared, model):
@@ -260,6 +264,20 @@ async def test_a_reader_of_the_rows_is_told_of_gaps(own):
         later = await rows_after(own, "digits", before.last, 1)
     assert (before.lost, before.gaps, [row.number for row in rows]) == (0, 0, list(range(1, 11)))
     assert later[0].number == 11
+
+
+async def test_what_the_gateway_dropped_is_a_gap(tmp_path):
+    """Envoy's count is added as it grows and begins anew with Envoy; an Envoy that cannot be asked adds nothing of its own."""
+    pages = iter([b"", b"a.logs_dropped: 5", b"a.logs_dropped: 5", b"a.logs_dropped: 2"])
+
+    async def fetch(path: str) -> bytes:
+        try:
+            return next(pages)
+        except StopIteration:
+            raise GatewayAway(path) from None
+
+    board = Switchboard(state=StateFile(tmp_path / "state.json"), files=tmp_path, admin=Admin(fetch), settings=Settings())
+    assert [(await board.seen_after("digits", 0))["gaps"] for _ in range(5)] == [0, 5, 5, 7, 7]
 
 
 async def test_stable_dies_and_previous_answers(shared, model):
