@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from delivery.director_client import Director, DirectorUnreachable
-from delivery.rollout import PATIENCE_S, Plan, judgements, limit, watch
+from delivery.rollout import PATIENCE_S, Plan, limit, watch
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
 from validation.judges import errors_below
 from validation.policy import Rollout, Shadow, Trigger
+from validation.rollout_judge import SHADOW_PART
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -101,6 +102,6 @@ class Mirror:
             n=requests,
             limit=self.rollout.error_limit,
             exclude=self.shadow.exclude_error_rate,
-            false_alarm=self.rollout.false_alarm / judgements(self.rollout),
+            false_alarm=self.rollout.false_alarm * SHADOW_PART / 2,
             miss=self.rollout.miss,
         )
