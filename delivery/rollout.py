@@ -117,6 +117,7 @@ class Split:
     director: Director
     log: RolloutLog = field(init=False)
     since_s: float = field(init=False)
+    before: int = 0
     digest: str = ""
     resumed: int = 0
     ended_s: float | None = None
@@ -132,6 +133,7 @@ class Split:
         self.since_s = float(self.spec.inputs.get("shifted_unix_s") or now_s)
         if "observed_uri" in self.spec.inputs:
             self.log = RolloutLog.fetch(self.spec.inputs["observed_uri"], self.spec.inputs["observed_sha256"])
+            self.before = len(self.log.of(self.spec.version))
             self._fetch()
             return
         self.log = RolloutLog(stable=self._stable_version, candidate=self.spec.version)
@@ -168,7 +170,7 @@ class Split:
         (evidence / JUDGED).write_text(json.dumps(row, indent=1))
 
     def outputs(self) -> dict[str, Any]:
-        rows = [row for row in self.log.of(self.spec.version) if row.unix_s >= self.since_s]
+        rows = self.log.of(self.spec.version)[self.before :]
         failures = [row.unix_s for row in rows if not row.ok]
         figures: dict[str, Any] = {"requests": len(rows), "failures": len(failures), "permille": self.step.permille}
         if failures and self.ended_s:

@@ -68,9 +68,9 @@ class Evidence:
 
     @property
     def whole(self) -> Evidence:
-        """What was seen since the last gap."""
-        kept = self.candidate.unix_s >= self.whole_since_s
-        stable = self.stable.where(self.stable.unix_s >= self.whole_since_s)
+        """What was seen since the last gap; a row whose time cannot be read stays, so that nobody passes it."""
+        kept = ~(self.candidate.unix_s < self.whole_since_s)
+        stable = self.stable.where(~(self.stable.unix_s < self.whole_since_s))
         return replace(self, candidate=self.candidate.where(kept), slices=self.slices[kept], stable=stable, whole_since_s=-np.inf)
 
 
@@ -146,8 +146,10 @@ def _latencies(evidence: Evidence, rollout: Rollout, margins: Margins) -> Iterat
 
 
 def _warm(candidate: Served, warmup_s: float) -> Served:
-    """Without the first seconds after its first request."""
-    return candidate.where(candidate.unix_s >= candidate.unix_s[0] + warmup_s) if len(candidate) else candidate
+    """Without the first seconds after its first request; what cannot be read stays, so that nobody passes it."""
+    if not len(candidate) or not candidate.readable:
+        return candidate
+    return candidate.where(candidate.unix_s >= candidate.unix_s[0] + warmup_s)
 
 
 def _slices(evidence: Evidence, rollout: Rollout, margins: Margins) -> Iterator[Finding]:
