@@ -99,6 +99,11 @@ class Switchboard:
         self.splits = SplitStreams(self._weights, ttl_s=settings.split_ttl_s, heartbeat_s=settings.heartbeat_s)
         self._restore_files()
 
+    @property
+    def models(self) -> list[str]:
+        """The models that have a server, by name."""
+        return sorted(self._models)
+
     def traffic(self, model: str) -> ModelTraffic:
         return self._models.get(model, ModelTraffic(model=model))
 
@@ -167,6 +172,23 @@ class Switchboard:
             new = after != self.traffic(model)
             with self._lease_held(model):
                 await self._install(after, healthy=after.stable if new else None)
+
+    async def undo(self, model: str, version: int) -> None:
+        """The previous version is stable again and `version` previous, in one change of routes: both are loaded. No split outlives it."""
+        self._drop(model)
+        async with self._changing(model):
+            after = self.traffic(model).undone(version)
+            await self._install(after, healthy=after.stable if after != self.traffic(model) else None)
+            await self._confirm_split(model)
+
+    async def take_back(self, model: str) -> None:
+        """The candidate's share goes at once, its mirror too; what a change under way sets meanwhile goes when that change is over."""
+        self._drop(model)
+        async with self._locks[model]:
+            self._drop(model)
+            if self.traffic(model).shadow_permille:
+                self._end_mirror(model)
+        await self._confirm_split(model)
 
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):

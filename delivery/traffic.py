@@ -133,6 +133,16 @@ class ModelTraffic:
             raise Unknown(f"{self.model} v{version} is not the candidate; put it there first")
         return ModelTraffic(model=self.model, stable=self.candidate, previous=self.stable)
 
+    def undone(self, version: int) -> ModelTraffic:
+        """Stable and previous change places, so that `version` is stable no longer. Changes nothing when that is so already."""
+        if self.previous is not None and self.previous.version == version:
+            return self
+        if self.stable is None or self.stable.version != version:
+            raise Unknown(f"{self.model} v{version} is not stable; there is nothing to undo")
+        if self.previous is None:
+            raise NotAllowed(f"{self.model} has no earlier version loaded beside v{version}; deliver an earlier one instead")
+        return replace(self, stable=self.previous, previous=self.stable, shadow_permille=0)
+
     def without_previous(self) -> ModelTraffic:
         return replace(self, previous=None)
 

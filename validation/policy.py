@@ -257,13 +257,17 @@ class Shadow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One share of the traffic; passed only when `exclude_error_rate` and `exclude_latency_worse` are surely excluded."""
+    """One share of the traffic; passed only when `exclude_error_rate` and `exclude_latency_worse` are surely excluded.
+
+    With `approval` it then waits until a person approves it, for at most `rollout.pause_max_seconds`.
+    """
 
     permille: int
     min_seconds: float
     max_seconds: float
     exclude_error_rate: float
     exclude_latency_worse: float
+    approval: bool = False
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "rollout.steps.permille")
@@ -274,7 +278,10 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Shares and what they must show. `false_alarm` is the chance to take back a good candidate over the whole rollout."""
+    """Shares and what they must show. `false_alarm` is the chance to take back a good candidate over the whole rollout.
+
+    For `bake_seconds` after its promotion a version is watched on. A pause, and the wait for an approval, end after `pause_max_seconds`.
+    """
 
     newer: str
     lease_seconds: float
@@ -284,6 +291,8 @@ class Rollout:
     latency_worse: float
     indifferent_below_ms: float
     steps: tuple[Step, ...]
+    bake_seconds: float = 0.0
+    pause_max_seconds: float = 86_400.0
 
     def __post_init__(self) -> None:
         _one_of((self.newer,), ("waits", "supersedes"), "rollout.newer")
@@ -292,6 +301,8 @@ class Rollout:
             _within(getattr(self, name), 0, 0.5, f"rollout.{name}", open_low=True)
         _within(self.latency_worse, 0, math.inf, "rollout.latency_worse", open_low=True)
         _within(self.indifferent_below_ms, 0, math.inf, "rollout.indifferent_below_ms")
+        _within(self.bake_seconds, 0, 604_800, "rollout.bake_seconds")
+        _within(self.pause_max_seconds, 1, 604_800, "rollout.pause_max_seconds")
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
         _need(shares[-1:] == [1000], "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic")
