@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from delivery.director_client import Director
+from delivery.orders import place
 from delivery.rollout import Plan, Split, limit, watch
 from validation.contract import BadSpec, Decision, Spec
 from validation.policy import Rollout, Step, Trigger
@@ -16,6 +17,12 @@ def run(spec: Spec, evidence: Path) -> Decision:
         raise BadSpec("rollback_sensor needs a stable version to compare with")
     step, rollout, trigger = limit(spec, "step", Step), limit(spec, "rollout", Rollout), limit(spec, "trigger", Trigger)
     split = Split(spec=spec, step=step, rollout=rollout, director=Director.from_env())
-    split.begin()
-    plan = Plan(min_seconds=step.min_seconds, max_seconds=step.max_seconds, rollout=rollout, trigger=trigger)
+    plan = Plan(
+        min_seconds=step.min_seconds,
+        max_seconds=step.max_seconds,
+        rollout=rollout,
+        trigger=trigger,
+        at=place(step.permille),
+        approval=step.approval,
+    )
     return watch(spec, evidence, split, plan)

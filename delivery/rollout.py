@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from delivery.director_client import Director, DirectorUnreachable, LeaseLost, Row
+from delivery.director_client import Director, DirectorUnreachable, LeaseLost, Refused, Row
+from delivery.orders_watch import Steering
 from delivery.registry import Registry
 from delivery.rollout_evidence import FILE, RolloutLog
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
@@ -40,16 +41,28 @@ class Abandoned(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a watch needs to know of the policy: how long, and when a newer version takes the place."""
+    """What a watch needs to know of the policy: how long, and when a newer version takes the place.
+
+    `at` is the watch's place in the rollout as people's orders name it; with `approval` it passes only when a person says so.
+    """
 
     min_seconds: float
     max_seconds: float
     rollout: Rollout
     trigger: Trigger
+    at: str
+    approval: bool = False
 
 
 class Exposure(Protocol):
     """The kind of exposure being watched: a share of the traffic, or a mirror of it."""
+
+    @property
+    def director(self) -> Director:
+        """Whom people's orders are asked from."""
+
+    def begin(self) -> None:
+        """Exposes the candidate, or confirms that it is."""
 
     def hold(self) -> None:
         """Renews what keeps the candidate exposed; called every tick."""
@@ -68,15 +81,20 @@ class Exposure(Protocol):
 
 
 def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decision:
-    """Looks every half second until the findings decide or the deadline passes. Raises `Abandoned` without a verdict."""
+    """Begins, then looks every half second until findings or people decide or the deadline passes. Raises `Abandoned` without a verdict."""
     signal.signal(signal.SIGTERM, _stopped)
-    started_s, superseded, waits = time.monotonic(), _Superseded(spec=spec, plan=plan), _Waits()
+    superseded, waits, steering = _Superseded(spec=spec, plan=plan), _Waits(), _steering(spec, exposure, plan)
+    if findings := _before(steering, waits):
+        steering.record(evidence)
+        return Decision(findings=findings, outputs={"seconds": 0.0})
+    exposure.begin()
     try:
         while True:
-            exposure.hold()
-            findings = (*exposure.findings(), *superseded.findings())
-            elapsed_s = time.monotonic() - started_s
-            if _decided(findings, elapsed_s, plan):
+            _hold(exposure, steering)
+            judged = (*exposure.findings(), *superseded.findings())
+            steering.tick(judged)
+            findings = steering.applied(judged)
+            if steering.over(findings) or _decided(findings, steering, plan):
                 break
             waits.check()
             time.sleep(TICK_S)
@@ -86,7 +104,44 @@ def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decisio
     if worst(each.outcome for each in findings) is not Outcome.PASSED:
         _end(exposure)
     exposure.record(evidence)
-    return Decision(findings=findings, outputs={"seconds": round(elapsed_s, 1), **exposure.outputs()})
+    steering.record(evidence)
+    return Decision(findings=findings, outputs={"seconds": round(steering.elapsed_s, 1), **exposure.outputs()})
+
+
+def _steering(spec: Spec, exposure: Exposure, plan: Plan) -> Steering:
+    return Steering(
+        spec=spec,
+        director=exposure.director,
+        at=plan.at,
+        approval=plan.approval,
+        pause_max_s=plan.rollout.pause_max_seconds,
+        min_s=plan.min_seconds,
+    )
+
+
+def _before(steering: Steering, waits: _Waits) -> tuple[Finding, ...]:
+    """A delivery that is paused between two tasks waits here, before it has more traffic. The findings that end it; none: it begins."""
+    while True:
+        steering.look()
+        steering.tick(())
+        findings = steering.applied(())
+        ended = any(each.outcome is Outcome.FAILED for each in findings)
+        if ended or steering.wanted.paused is None or steering.over(findings):
+            return findings if ended or steering.wanted.paused else ()
+        waits.check()
+        time.sleep(TICK_S)
+
+
+def _hold(exposure: Exposure, steering: Steering) -> None:
+    """Where the director refuses because the delivery was aborted, that is what the watch finds."""
+    try:
+        exposure.hold()
+    except Refused:
+        steering.look(now=True)
+        if steering.wanted.aborted is None:
+            raise
+    else:
+        steering.look()
 
 
 def _end(exposure: Exposure) -> None:
@@ -100,11 +155,11 @@ def _end(exposure: Exposure) -> None:
     return None
 
 
-def _decided(findings: Iterable[Finding], elapsed_s: float, plan: Plan) -> bool:
-    """Failed decides at once, passed after the shortest dwell, anything at the deadline."""
-    outcome = worst(each.outcome for each in findings)
+def _decided(findings: Iterable[Finding], steering: Steering, plan: Plan) -> bool:
+    """Failed decides at once, passed after the shortest dwell, anything at the deadline, unless a person holds the step."""
+    outcome, elapsed_s = worst(each.outcome for each in findings), steering.elapsed_s
     passed = outcome is Outcome.PASSED and elapsed_s >= plan.min_seconds
-    return outcome is Outcome.FAILED or passed or elapsed_s >= plan.max_seconds
+    return outcome is Outcome.FAILED or passed or (elapsed_s >= plan.max_seconds and not steering.held)
 
 
 @dataclass(kw_only=True)

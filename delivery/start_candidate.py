@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from delivery.director_client import Director, Refused
 from delivery.findings import Refusal, failed, passed, refused
+from delivery.orders_watch import not_aborted
 from delivery.triton import NotReady, Server, server_name, start_server, wait_ready
 from validation.bundle import OpenBundle, Tensor, read_bundle
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
@@ -63,6 +64,8 @@ def start_candidate(spec: Spec, servers: Servers, director: Director, store: Pat
     `triton.ServerTrouble`, `DirectorUnreachable`.
     """
     repository = _repository(spec, store)
+    if (aborted := not_aborted(spec, director)) is not None:
+        return Decision(findings=(aborted,))
     findings: list[Finding] = []
     try:
         server = _started(spec, servers, repository, findings)

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from airflow_home import ROOT
+from fakes import NoJournal
 
 from delivery import rollback_sensor, rollout, shadow, traffic_shift
-from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, Row, Rows, SplitView
+from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, OrdersView, Row, Rows, SplitView
+from delivery.order_book import OrderBook
 from delivery.rollout_evidence import RolloutLog
 from validation.contract import BadSpec, Bundle, Decision, Outcome, Spec, Stable, worst
 from validation.policy import read_policy, section
@@ -39,6 +41,12 @@ class Gateway:
         self.mirror_puts = 0
         self.counters = (100, 0)
         self.epoch = "one"
+        self.book = OrderBook(NoJournal())
+        self.book.begin("digits", 2, HOLDER)
+
+    def orders(self, model: str) -> OrdersView:
+        orders = self.book.orders(model)
+        return OrdersView(model=model, delivery=self.book.delivery(model), at="", sentence="", allowed=(), orders=orders)
 
     def put_split(self, model: str, holder: str, permille: int, ttl_s: float) -> None:
         self.permille = permille

@@ -262,7 +262,8 @@ class Shadow:
 class Step:
     """One share of the traffic: how long it lasts, and what must surely be excluded before it is passed.
 
-    Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`.
+    Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`. With `approval` it then waits until a person
+    approves it, for at most `rollout.pause_max_seconds`.
     """
 
     permille: int
@@ -271,6 +272,7 @@ class Step:
     min_requests: int = 0
     exclude_error_rate: float | None = None
     exclude_latency_worse: float | None = None
+    approval: bool = False
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "rollout.steps.permille")
@@ -314,7 +316,8 @@ class Rollout:
     Taken back: an error rate surely above `error_limit`, or surely above stable's by more than `error_rise`; latency (mean, median or
     99th percentile) surely worse than stable's by more than the share `latency_worse`. A step is passed when it excludes whatever would
     do more than the damage budgets at the next share: `damage_errors` (share of all requests that fail) and `damage_latency` (rise of
-    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency.
+    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency. A pause, and the
+    wait for an approval, end after `pause_max_seconds`.
     """
 
     newer: str
@@ -329,6 +332,7 @@ class Rollout:
     damage_errors: float = 0.005
     damage_latency: float = 0.20
     warmup_seconds: float = 2.0
+    pause_max_seconds: float = 86_400.0
     slices: TrafficSlices | None = None
 
     def __post_init__(self) -> None:
@@ -340,6 +344,7 @@ class Rollout:
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}", open_low=True)
         for name in ("indifferent_below_ms", "warmup_seconds"):
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}")
+        _within(self.pause_max_seconds, 1, 604_800, "rollout.pause_max_seconds")
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
         _need(shares[-1:] == [1000], "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic")
