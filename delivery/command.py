@@ -3,6 +3,8 @@
 | word                                                           | what it does                                  | needs                  |
 |----------------------------------------------------------------|-----------------------------------------------|------------------------|
 | check                                                          | runs a gate on loose files                    | what a check needs     |
+| plan                                                           | says what a policy's steps can see            | numpy                  |
+| replay, explain                                                | decides a watched step again, says why        | numpy, pyarrow, httpx  |
 | status, pause, resume, promote, approve, abort, undo, retry    | shows and steers deliveries                   | httpx, a running stack |
 
 Exit status 64 for wrong usage; each word's own module says what 0, 1 and 2 mean.
@@ -17,6 +19,8 @@ from collections.abc import Mapping, Sequence
 EXIT_USAGE = 64
 MODULES: Mapping[str, str] = {
     "check": "validation.check",
+    **dict.fromkeys(("replay", "explain"), "delivery.replay"),
+    "plan": "validation.plan",
     **dict.fromkeys(("status", "pause", "resume", "promote", "approve", "abort", "undo", "retry"), "delivery.orders_command"),
 }
 """Where each word lives: a module with `main(words) -> int`, given all words, its own first."""

@@ -263,7 +263,7 @@ class Step:
     """One share of the traffic: how long it lasts, and what must surely be excluded before it is passed.
 
     Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`. With `approval` it then waits until a person
-    approves it, for at most `rollout.pause_max_seconds`.
+    approves it, for at most `rollout.pause_max_seconds`. `blind` says that it is meant to see nothing (`penstock plan`).
     """
 
     permille: int
@@ -273,6 +273,7 @@ class Step:
     exclude_error_rate: float | None = None
     exclude_latency_worse: float | None = None
     approval: bool = False
+    blind: bool = False
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "rollout.steps.permille")
