@@ -1,7 +1,8 @@
 """`penstock status | pause | resume | promote | approve | abort | undo | retry`: people's orders, from a terminal.
 
 It talks to the director, for a retry also to Airflow; after an undo it has the registry follow, if it can reach it. Who asks is the
-operating system's user unless `--who` says otherwise; why is never optional. Nothing is decided here: the director refuses what makes no sense.
+operating system's user unless `--who` says otherwise; why is never optional. Nothing is decided here: the director refuses what makes no
+sense.
 
 | exit status | means                                                                         |
 |-------------|-------------------------------------------------------------------------------|

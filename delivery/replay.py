@@ -100,7 +100,8 @@ def _turns(judged: Judged, finding: Finding) -> Iterator[str]:
         fewer = _first(lambda count: not _fails(_healed(judged, count), finding.name), failures)
         yield f"It would not have failed with {fewer} of its {failures} failures fewer (the latest ones)."
     elif finding.outcome is Outcome.FAILED and finding.name.startswith("latency"):
-        yield f"It would not have failed had the policy allowed {_least_margin(judged, finding.name):.0%} more latency instead of {judged.rollout.latency_worse:.0%}."
+        allowed, needed = judged.rollout.latency_worse, _least_margin(judged, finding.name)
+        yield f"It would not have failed had the policy allowed {needed:.0%} more latency instead of {allowed:.0%}."
 
 
 def _healed(judged: Judged, count: int) -> Judged:
@@ -205,7 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="penstock", description="Decides again from evidence, or says why it was decided so.")
     words = parser.add_subparsers(dest="word", required=True)
-    for word, what in (("replay", "decide a watched step again and compare"), ("explain", "say what decided and what would have turned it")):
+    for word, what in (
+        ("replay", "decide a watched step again and compare"),
+        ("explain", "say what decided and what would have turned it"),
+    ):
         words.add_parser(word, help=what).add_argument("evidence", help="folder or address of a rollback_sensor's evidence, or a run's id")
     return parser
 

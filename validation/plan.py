@@ -175,16 +175,22 @@ def _least(holds: Callable[[float], bool]) -> float:
 
 def _report(policy: Policy, traffic: Traffic, plans: Sequence[StepPlan]) -> Iterator[str]:
     rollout = policy.rollout
-    yield f"{policy.model} at {traffic.rps:g} requests/s; stable fails {traffic.stable_errors:.3%}, latency log-normal, log-sigma {traffic.log_sigma:g}"
-    yield f"{'share':>7} {'requests':>9} {'good passes after':>18} {'must exclude':>22} {'sees errors from':>17} {'mean from':>10} {'p99 from':>9}"
+    like = f"stable fails {traffic.stable_errors:.3%}, latency log-normal, log-sigma {traffic.log_sigma:g}"
+    yield f"{policy.model} at {traffic.rps:g} requests/s; {like}"
+    yield _line("share", "requests", "good passes after", "must exclude", "sees errors from", "mean from", "p99 from")
     for each in plans:
         exclude = f"{each.margins.error_rate:.2%}, +{each.margins.latency_worse:.0%}"
-        seen = (f"{each.seen_error_rate:.2%}" if math.isfinite(each.seen_error_rate) else "nothing", _rise(each.seen_mean_ratio), _rise(each.seen_p99_ratio))
-        yield f"{each.step.permille / 10:>6.1f}% {each.requests:>9,} {each.seconds:>16.0f} s {exclude:>22} {seen[0]:>17} {seen[1]:>10} {seen[2]:>9}"
+        errors_from = f"{each.seen_error_rate:.2%}" if math.isfinite(each.seen_error_rate) else "nothing"
+        ratios = _rise(each.seen_mean_ratio), _rise(each.seen_p99_ratio)
+        yield _line(f"{each.step.permille / 10:.1f}%", f"{each.requests:,}", f"{each.seconds:.0f} s", exclude, errors_from, *ratios)
     errors = _first(lambda n: sees_errors(n, 0.005, rollout))
     yield f"errors of 0.5 % are found after {errors:,} candidate requests: {_minutes(errors, policy, traffic)}"
     tail = _first(lambda n: sees_p99(n, 9 * n, 1.2 * (1 + rollout.latency_worse), rollout, traffic.log_sigma))
     yield f"a p99 20 % beyond what is allowed, beside nine times the traffic on stable, after {tail:,}: {_minutes(tail, policy, traffic)}"
+
+
+def _line(*words: str) -> str:
+    return " ".join(f"{word:>{width}}" for word, width in zip(words, (7, 9, 17, 16, 16, 9, 9), strict=True))
 
 
 def _rise(ratio: float) -> str:
