@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conformance, error_rates, events, faults, figures, gateway, golden_set, idle, mutation, offline, whole
+from bench import conformance, error_rates, events, faults, figures, gateway, golden_set, idle, latencies, mutation, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
@@ -18,6 +18,8 @@ ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, 
 ALONE: dict[str, Callable[[], list[Figure]]] = {
     "offline": offline.measure,
     "error_rates": error_rates.measure,
+    "latencies": latencies.measure,
+    "latencies_aa": latencies.measure_long,
     "golden_set": golden_set.measure,
     "conformance": conformance.measure,
     "gateway": gateway.measure,
@@ -25,8 +27,8 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
-SHORT = ("offline", "error_rates", "golden_set", "conformance", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "golden_10m", "mutation")
+SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "gateway", "idle", "events")
+FULL = (*SHORT, "faults", "whole", "golden_10m", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

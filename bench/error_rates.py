@@ -72,15 +72,15 @@ def _found(rate: float, rows: int, chance: float) -> float:
 
 def _false_alarms(correlation: float) -> Figure:
     random = np.random.default_rng(SEED)
-    alarms = np.mean([surely_above_at(_bursts(random, correlation), LIMIT, ALONE) is not None for _ in range(10_000)])
+    alarms = np.mean([surely_above_at(burst_flags(random, correlation, LIMIT, 20_000), LIMIT, ALONE) is not None for _ in range(10_000)])
     name = f"err_false_alarm{f'_ar{10 * correlation:.0f}' if correlation else ''}_pct"
     how = f"a rate of exactly the limit, lag-1 correlation {correlation}, 20,000 requests, every look; 10,000 runs"
     return Figure(name=name, value=round(100 * float(alarms), 2), unit="%", goal="<= 1", how=how)
 
 
-def _bursts(random: np.random.Generator, correlation: float, rows: int = 20_000) -> np.ndarray:
+def burst_flags(random: np.random.Generator, correlation: float, rate: float, rows: int) -> np.ndarray:
     """Failures as a Markov chain: a failure begins with chance (1 - r) p, and goes on with chance r + (1 - r) p."""
-    failed, begins = np.zeros(rows, bool), (1 - correlation) * LIMIT
+    failed, begins = np.zeros(rows, bool), (1 - correlation) * rate
     for start in np.flatnonzero(random.random(rows) < begins):
         failed[start : start + random.geometric(1 - correlation - begins)] = True
     return failed

@@ -167,7 +167,8 @@ class FakeDirector:
         if action == "abort":
             self.leases.pop(model, None)
         if action == "undo":
-            self.traffic[model] = self._of(model).undone(order.version)
+            previous = self._of(model).previous
+            self.traffic[model] = self._of(model).undone(previous.version if previous else order.version, None)
         return self._orders(model)
 
     def _orders(self, model: str) -> OrdersView:

@@ -85,7 +85,7 @@ def test_only_the_versions_own_folder_is_served(tmp_path: Path, elsewhere: str |
 
 
 class RefusingDirector(FakeDirector):
-    def put_candidate(self, *_):
+    def put_candidate(self, *_, **__):
         raise Refused("another candidate's split is held")
 
 

@@ -59,11 +59,12 @@ FASTER = ((0.02, 0.5), (0.3, 0.4), (0.6, 0.1))
 SLOWER = ((1.7, 0.2), (2.5, 0.5), (5.0, 0.2), (20.0, 0.1))
 """Alternatives for p99 with their weights: how many times as often the candidate is above. +20 % of log-sigma 0.5 is 2.5 times."""
 
-BLOCK_ROWS = 10
-"""A block has so many rows of either version at least: rows that follow each other are alike, and within a block that shows."""
+BLOCK_ROWS, BLOCK_S = 10, 2
+"""A block has so many rows of stable, and of the candidate as many or at least one in so many seconds."""
 
-NEIGHBOURS = 1.35
-"""Blocks may be alike, too: until batches of several of them can be compared, a variance is multiplied by this."""
+NEIGHBOURS = 5.0
+"""Rows that follow each other are alike. Within a block that shows in its spread; until batches of several blocks can be compared, a
+variance is raised by the part `NEIGHBOURS` / candidate rows in a block, which covers a correlation of 0.6 (bench.latencies)."""
 
 ALONE_AFTER_S = 6
 """Seconds after stable's last row from which on the candidate's rows count as alone."""
@@ -243,7 +244,7 @@ def _above(statistic: Statistic, logs: Sides, *, slower: bool) -> Sides:
 
 
 def _grouped(sides: Sides, *, first_of_bursts: bool = False) -> Blocks:
-    """Seconds in a row until both versions have `BLOCK_ROWS` of them; what is not complete yet is left out."""
+    """Seconds in a row until both versions have rows enough; what is not complete yet is left out."""
     seconds = [np.floor(each.unix_s).astype(np.int64) for each in (sides.candidate, sides.stable)]
     known, ends = _block_ends(*seconds)
     sums = []
@@ -259,12 +260,12 @@ def _block_ends(candidate_s: Whole, stable_s: Whole) -> tuple[Whole, Whole]:
     """All seconds with rows, in order, and the places among them of those that end a block. Only numbers of rows decide."""
     known = np.union1d(candidate_s, stable_s)
     counts = [np.bincount(np.searchsorted(known, each), minlength=len(known)).tolist() for each in (candidate_s, stable_s)]
-    ends, here, there = [], 0, 0
-    for place, (n, stable_n) in enumerate(zip(*counts, strict=True)):
+    ends, here, there, start_s = [], 0, 0, int(known[0])
+    for place, (second, n, stable_n) in enumerate(zip(known.tolist(), *counts, strict=True)):
         here, there = here + n, there + stable_n
-        if here >= BLOCK_ROWS and there >= BLOCK_ROWS:
+        if there >= BLOCK_ROWS and (here >= BLOCK_ROWS or (here and second - start_s >= BLOCK_S - 1)):
             ends.append(place)
-            here = there = 0
+            here, there, start_s = 0, 0, second + 1
     return known, np.array(ends, np.int64)
 
 
@@ -282,7 +283,7 @@ def _normal_path(blocks: Blocks, prior: float, chance: float, *, slower: bool) -
     rows = np.cumsum(weight)
     mean = np.cumsum(weight * gaps) / np.maximum(rows, 1e-300)
     before = np.concatenate([mean[:1], mean[:-1]])
-    variance = _long_run_variance(weight * (gaps - before), weight, prior)
+    variance = _long_run_variance(weight * (gaps - before), weight, blocks.n, prior)
     values = (1 if slower else -1) * rows * mean / _boundary(rows, variance, chance)
     values[: MIN_BLOCKS - 1] = -np.inf
     return Path(values=values)
@@ -294,8 +295,8 @@ def _boundary(rows: Floats, variance: Floats, chance: float) -> Floats:
     return np.asarray(np.sqrt(variance * reach * (np.log(reach / TUNED_ROWS) + 2 * math.log(1 / (2 * chance)))))
 
 
-def _long_run_variance(residuals: Floats, weight: Floats, prior: float) -> Floats:
-    """Per row, after each block: the largest that batches of any length show, with the prior mixed in."""
+def _long_run_variance(residuals: Floats, weight: Floats, rows_of: Floats, prior: float) -> Floats:
+    """Per row, after each block: the largest that batches of any length show, the prior mixed in. `rows_of`: candidate rows a block."""
     blocks = np.arange(1, len(weight) + 1)
     believed = PRIOR_BLOCKS * np.cumsum(weight) / blocks
     largest = np.zeros(len(weight))
@@ -309,7 +310,8 @@ def _long_run_variance(residuals: Floats, weight: Floats, prior: float) -> Float
         spread, rows = (np.concatenate([[0.0], np.cumsum(each)])[done] for each in (squares, weights))
         estimate = (spread + believed * prior**2) / np.maximum(rows + believed, 1e-300) * (1 + SMALL_SAMPLE / np.maximum(done, 1))
         largest = np.maximum(largest, np.where((done >= MIN_BATCHES) | (length == 1), estimate, 0.0))
-    return np.where(blocks < MIN_BATCHES * BATCHES[1], NEIGHBOURS, 1.0) * largest
+    raised = 1 + NEIGHBOURS * blocks / np.maximum(np.cumsum(rows_of), 1e-300)
+    return np.where(blocks < MIN_BATCHES * BATCHES[1], raised, 1.0) * largest
 
 
 def _odds_path(blocks: Blocks, chance: float, *, slower: bool) -> Path:
@@ -352,7 +354,7 @@ def _sequence(n: Floats, total: Floats, chance: float) -> tuple[Floats, Floats]:
     rows = np.cumsum(n)
     mean = np.cumsum(total) / rows
     before = np.concatenate([mean[:1], mean[:-1]])
-    return mean, _boundary(rows, _long_run_variance(total - n * before, n, PRIOR_SPREAD["mean"]), chance) / rows
+    return mean, _boundary(rows, _long_run_variance(total - n * before, n, n, PRIOR_SPREAD["mean"]), chance) / rows
 
 
 def _alone_share(above: Sides, quantile: float, chance: float, *, slower: bool) -> Path:

@@ -30,7 +30,7 @@ NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
 HEADER = re.compile(r"[a-z][a-z0-9-]{0,63}")
-SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")  # the gateway logs so many characters of a header
 MOST_ERRORS = 0.5  # a step excludes this rate at least, whatever little damage it could do at the next share
 BY_HAND = "none"
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
@@ -298,7 +298,7 @@ class TrafficSlices:
         _need(bool(self.values), "rollout.slices.values: one value or more")
         _unique(list(self.values), "rollout.slices.values")
         plain = all(SLICE_VALUE.fullmatch(each) for each in self.values)
-        _need(plain, "rollout.slices.values: each of 1 to 64 letters, digits and . _ : -")
+        _need(plain, "rollout.slices.values: each of 1 to 40 letters, digits and . _ : -")
 
 
 @dataclass(frozen=True, kw_only=True)
