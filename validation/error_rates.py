@@ -1,24 +1,23 @@
-"""The judges of counts: failed requests against a limit and against stable, answers that disagree, scores that shift.
+"""Always-valid judges of error counts: may be asked after every request and stopped at any time.
 
-The rollout's and the shadow's watch call them after every second, over all rows so far. All are always valid: the chance of *ever* saying
-`failed` of a version within its limit stays below `false_alarm`, of saying `passed` of one at `exclude` below `miss`, however often
-one looks (Ville 1939; Ramdas, Gruenwald, Vovk and Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference"). `failed` is
-a function of the rows alone: every beginning of them is judged in one pass, the finding is that of the first one that is sure, and rows
-that come later no longer change it. So it does not matter when one looked, and a replay decides again bit for bit.
+`rollout_judge` and the shadow call them. Each takes what happened, a row a request in order, and says `failed` when a claim is surely
+wrong at any prefix of the rows, so that the answer is a function of the data and not of when somebody looked; `passed` when a departure by
+the margin is surely excluded by all of them; `inconclusive` in between, with what is missing. Pure; numpy and the standard library.
 
-Failures come in bursts. What one failure says about the next request is nobody's evidence, so only a request whose predecessor did not
-fail is bet on: what is counted is bursts that begin. In a Markov chain of failures with rate p and lag-1 autocorrelation r >= 0 the
-chance of that is (1 - r) p, so whatever holds for independent requests at the limit holds for every such chain. A burst itself is
-evidence only when it is longer than `CORRELATION` explains: a server that dies after long good service fails some 18 requests first.
+Failures come in bursts. For `failed`, only requests whose predecessor did not fail are counted, so a burst counts once: for failures that
+are a Markov chain of any non-negative correlation such a request fails with chance (1 - r) p <= p, so what holds for independent requests
+holds for these (a bet may leave out rounds by what is known before them). For `passed`, evidence is divided by the length of the bursts
+that were seen. That part is a correction and not a proof.
 
-What it will not do: read files, smooth, average points, or pass what is empty or cannot be read.
+The evidence is a likelihood ratio, averaged over alternatives (Robbins 1970, "Statistical methods related to the law of the iterated
+logarithm"; Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"): under the claim a non-negative
+supermartingale that starts at 1, so it reaches 1 / chance with that chance at most (Ville 1939).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,586 +26,291 @@ from validation.contract import Finding, Outcome
 from validation.findings import inconclusive
 from validation.served import Served
 
-CORRELATION = 0.6
-"""Lag-1 autocorrelation of failures that does not break `false_alarm`. With more, long bursts do: then a server is ill for a while."""
+ABOVE = ((1.4, 0.03), (2.0, 0.06), (4.0, 0.13), (8.0, 0.13), (40.0, 0.14), (250.0, 0.51))
+"""Alternatives above a limit, as multiples of it, with their weights. The heavy one is for versions that fail outright, where each request
+counts; the others cost what their weight says, once (found by search: bench.error_rates has what it reaches)."""
 
-FIRST = (0.40, 0.13, 0.04)
-"""Shares of `false_alarm` for a first, second and third burst that begin sooner than chance: at a limit of 0.1 % and a budget of 1 % the
-first within 4 requests, the second within 52. They spend what a likelihood ratio wastes by stepping over its bound; no mixture of such
-ratios alone found 5 % within 32 requests, because the request after a failure is not bet on."""
+BELOW = ((0.02, 0.55), (0.1, 0.22), (0.3, 0.1), (0.6, 0.07), (0.85, 0.04), (0.95, 0.02))
+"""Alternatives below a rate that is to be excluded, as parts of it. Most versions fail far more rarely."""
 
-LONG = 0.03
-"""Share of `false_alarm` for a burst that does not end: 1 / (j (j + 1)) of it for the j-th burst."""
+HIGHEST = 0.9
+"""Greatest alternative; those beyond are left out and their weight is shared."""
 
-ABOVE = ((0.65, 0.02), (0.32, 0.18), (0.22, 0.17), (0.085, 0.03))
-"""The mixture: for each alternative its place between the limit (0) and 1 (1) on a logarithmic scale, and its share of `false_alarm`.
-At a limit of 0.1 % they lie at 9 %, 0.9 %, 0.46 % and 0.18 %. With `FIRST` and `LONG` the shares add up to 1."""
+OVERSHOOT, SMALL_LIMIT = 0.5, 0.002
+"""Failures are whole, so evidence jumps past its threshold, and Ville's inequality pays for that: at limits up to `SMALL_LIMIT` the
+threshold is multiplied by this and the exact chance to cross still is below the budget (`tests/test_error_rates.py` adds it up)."""
 
-ABOVE_STABLE = ((0.85, 0.30), (0.60, 0.20), (0.32, 0.23), (0.22, 0.22), (0.085, 0.05))
-"""The same where the limit is not known, and so nothing can be spent on `FIRST` and `LONG`."""
+CANDIDATE_PART = 0.8
+"""Part of a budget that a comparison with stable spends on the candidate; the rest goes to stable, which has more requests."""
 
-BELOW = ((0.001, 0.45), (0.03, 0.15), (0.1, 0.15), (0.25, 0.15), (0.5, 0.10))
-"""Alternatives below a rate, as shares of it, and their weights: most for those that hardly ever fail."""
+CURTAILED = 0.5
+"""A bet in `score_shift_within` risks at most this part of what it has (the paper's c)."""
 
-STAKE = 0.5
-"""What is bet on stable's own rate, of 1: the rest is kept, so that stable's rows can cost no more than a factor of 2."""
-
-CELLS = 76
-"""Pieces of stable's possible rates, one millionth to 1 in steps of a fifth; each is excluded as a whole (`_Pair.evidence_above`)."""
-
-ODDS = (2.0, 5.0, 20.0, 100.0)
-"""How many times as often as stable's the candidate's requests fail in the alternatives to `_Pair.apart`, equally likely."""
-
-WINDOW_S = 10.0
-"""Length of the windows within which both versions are taken to meet the same troubles."""
-
-TOGETHER_S = 60.0
-"""A request of the candidate's is compared only when stable began one so shortly before it."""
-
-CAUTIOUS = 0.75
-"""Greatest bet of the confidence sequence for a mean; below 1, from Waudby-Smith and Ramdas (2024), who advise 1/2 or 3/4."""
-
-PIECE = 4096
-_CERTAIN = 1 - 1e-9
-_LOOK = "look for the rows and for what wrote them"
-
-Bools = NDArray[np.bool_]
+Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+Counts = NDArray[np.signedinteger]
+_WAIT = "wait for more requests"
 
 
-def error_rate_below(
-    *, name: str, failed: Bools, limit: float, exclude: float, false_alarm: float, miss: float, correlation: float = 0.0
-) -> Finding:
-    """Is the error rate at most `limit`? `failed`: a row per request, in order of beginning, true where it failed.
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Failures and requests, and bursts of failures in the requests that no failure preceded."""
 
-    Failed at the first request at which one of these is sure, each with its own share of `false_alarm` (union bound): the first, second
-    or third burst begins at a request by which as many begin with a chance of at most that share (exact binomial, `FIRST`); a likelihood
-    ratio, averaged over alternatives, passes its bound (`ABOVE`; Robbins 1970, "Statistical methods related to the law of the iterated
-    logarithm"); a burst is longer than `CORRELATION` explains (`LONG`). Assumed: a request whose predecessor did not fail fails with a
-    chance of at most `limit`, and one whose predecessor did with at most `limit` + `CORRELATION` (1 - `limit`).
+    failures: int
+    n: int
+    bursts: int
+    counted: int
 
-    Passed when now, over all rows, the likelihood ratio against every rate from `exclude` on reaches 1/`miss`, every failure counted.
-    This takes failures as independent, unless `correlation` says up to which lag-1 autocorrelation `miss` must hold: that takes
-    1 / (1 - `correlation`) times as many clean requests.
+    @classmethod
+    def of(cls, failed: Flags) -> Tally:
+        counted = _unpreceded(failed)
+        return cls(failures=int(failed.sum()), n=len(failed), bursts=int((failed & counted).sum()), counted=int(counted.sum()))
 
-    All numbers of a failed finding are those of the rows up to the first sure one. The interval holds rates that neither test excludes.
-    Raises `ValueError` for margins and budgets without meaning.
+    @property
+    def burst_length(self) -> float:
+        return max(1.0, self.failures / max(self.bursts, 1))
+
+
+def error_rate_below(*, name: str, failed: Flags, limit: float, exclude: float, false_alarm: float, miss: float) -> Finding:
+    """Is the error rate at most `limit`? `failed`: bool, a row a request in order.
+
+    Failed: surely above `limit`, with chance `false_alarm` at most when it is not. Passed: `exclude` or more is surely excluded, with
+    chance `miss` at most when it is not. The interval holds the rates that neither excludes.
     """
-    claim = _Claim(limit=limit, exclude=exclude, false_alarm=false_alarm, miss=miss, correlation=correlation)
-    return _rate_below(name, failed, claim, _FAILURES)
+    return _below(name, failed, (limit, exclude), (false_alarm, miss), "requests failed")
 
 
-def disagreement_below(
-    *, name: str, disagreed: Bools, limit: float, exclude: float, false_alarm: float, miss: float, correlation: float = 0.0
-) -> Finding:
-    """Do the two versions disagree about at most `limit` of the requests that both answered? Like `error_rate_below`.
-
-    `disagreed`: a row per pair of answers to the same request, in order, true where the label flipped, a score is NaN, or shape or schema
-    differ.
-    """
-    claim = _Claim(limit=limit, exclude=exclude, false_alarm=false_alarm, miss=miss, correlation=correlation)
-    return _rate_below(name, disagreed, claim, _DISAGREEMENTS)
+def disagreement_below(*, name: str, disagreed: Flags, limit: float, exclude: float, false_alarm: float, miss: float) -> Finding:
+    """Do the versions answer the same request differently in at most `limit` of all pairs? As `error_rate_below`; a row a pair."""
+    return _below(name, disagreed, (limit, exclude), (false_alarm, miss), "pairs of answers differ")
 
 
 def error_rate_not_above(
     *, name: str, candidate: Served, stable: Served, rise: float, exclude: float, false_alarm: float, miss: float
 ) -> Finding:
-    """Is the candidate's error rate at most stable's plus `rise`? Both served at the same time; judged wherever the candidate fails.
+    """Is the candidate's error rate at most stable's plus `rise`?
 
-    For each rate that stable may have there is evidence against it: what the candidate shows against that rate plus `rise`, times what
-    stable shows against having so high a rate. The product of likelihood ratios on separate requests is one too; failed when the smallest
-    over all rates reaches 1/`false_alarm`, which at stable's true rate happens with at most this chance (Wasserman, Ramdas and Balakrishnan
-    2020, "Universal inference"; for two samples also Turner, Ly and Gruenwald 2024, "Generic E-variables for exact sequential k-sample
-    tests that allow for optional stopping"). Passed: in the same way every pair of rates `exclude` or more apart is excluded now.
-
-    For `failed` only bursts that begin count, and a second test must agree at the same budget: of the failures of each `WINDOW_S` seconds
-    the candidate has more than its share (hypergeometric, so that what both suffer cancels; Fisher 1935, "The logic of inductive
-    inference"). The first assumes that each version fails at one rate: it alone takes an outage that comes when the candidate's share has
-    grown for the candidate's fault. The second assumes that within a window chance decides who gets a request. While one of the two holds,
-    so does the budget. Stable's requests from before the candidate's first do not count.
-    For `passed` every failure of the candidate's counts, and failures are taken as independent. A finding that failed has the numbers of
-    the rows up to the first sure one. Raises `ValueError` for margins and budgets without meaning.
+    Failed: at some second the candidate's lower bound lay above stable's upper bound plus `rise`. Passed: the candidate's upper bound lies
+    less than `exclude` above stable's lower bound. Both bounds hold at all times together (union bound over the two versions). Compares
+    averages over all requests of each: a bad hour that only one of the versions had much traffic in counts as that version's.
     """
-    claim = _Claim(limit=rise, exclude=exclude, false_alarm=false_alarm, miss=miss)
-    if not (candidate.readable and stable.readable):
-        return inconclusive(name, "a time or a latency is missing, not finite or out of order", _LOOK, limit=rise, n=0)
-    pair = _Pair.of(candidate, stable)
-    if pair.n == 0:
-        why = f"of {len(candidate)} requests none came within {TOGETHER_S:g} s after one of stable's {len(stable)}"
-        return inconclusive(name, why, "let both versions serve at the same time", limit=rise, n=0)
-    return _not_above(name, pair, claim)
+    _checked(rise, exclude, false_alarm, miss)
+    if not len(candidate) or not len(stable) or not (candidate.readable and stable.readable):
+        seen = f"{len(candidate)} requests of the candidate and {len(stable)} of stable"
+        return inconclusive(name, f"{seen}, or times that cannot be read: nothing to compare", _WAIT, limit=rise, n=len(candidate))
+    here, there = Tally.of(~candidate.ok), Tally.of(~stable.ok)
+    gap, part = _widest_gap(candidate, stable, false_alarm), (CANDIDATE_PART * miss, (1 - CANDIDATE_PART) * miss)
+    highest = upper_rate(here, part[0]) - lower_rate(there, part[1])
+    words = f"{here.failures} of {here.n} requests failed, {there.failures} of {there.n} on stable"
+    return _rate_finding(
+        name, here.failures / here.n - there.failures / there.n, (gap, highest), rise, exclude, n=here.n, words=words, than="stable plus "
+    )
 
 
 def score_shift_within(*, name: str, differences: Floats, margin: float, exclude: float, false_alarm: float, miss: float) -> Finding:
-    """Is the mean difference of paired scores within `margin` of 0, either way? `differences`: candidate minus stable, each from -1 to 1.
+    """Do paired scores differ by at most `margin` on average, in either direction? `differences`: float64 in [-1, 1], a row a pair.
 
-    Whoever calls divides by a bound that the scores keep, and says so. Failed at the first row at which the mean is surely beyond
-    `margin`, passed when one of `exclude` or more is surely excluded now. Confidence sequence: empirical Bernstein with predictable bets
-    (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", theorem 2). Assumed: each row's mean, given
-    those before, is the same. The interval is the mean's, at `false_alarm`. Raises `ValueError` for margins without meaning.
+    A confidence sequence for the mean of bounded values, the predictable plug-in empirical Bernstein one (Waudby-Smith and Ramdas 2024,
+    theorem 2). Failed: at some pair it lay outside of the margin. Passed: it lies within `exclude` now.
     """
-    claim = _Claim(limit=margin, exclude=exclude, false_alarm=false_alarm, miss=miss)
-    if differences.ndim != 1 or differences.dtype.kind != "f" or not (np.abs(differences) <= 1).all():
-        return inconclusive(name, "a difference is missing or not between -1 and 1", "scale by a bound that the scores keep", limit=margin)
-    if len(differences) == 0:
-        return inconclusive(name, "no pair of scores: nothing was shown", "mirror requests", limit=margin, n=0)
-    return _shift_within(name, differences, claim)
-
-
-# What is claimed, and the words for it
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Claim:
-    limit: float
-    exclude: float
-    false_alarm: float
-    miss: float
-    correlation: float = 0.0
-
-    def __post_init__(self) -> None:
-        least = min(self.exclude, _CERTAIN)  # a rate of 1 is excluded by the first answer
-        holds = 0 < self.limit < least and math.isfinite(self.exclude) and self.exclude <= 1
-        _need(holds, f"limit {self.limit} and exclude {self.exclude}: 0 < limit < exclude <= 1")
-        _need(0 < self.false_alarm < 1 and 0 < self.miss < 1, f"false_alarm {self.false_alarm} and miss {self.miss}: between 0 and 1")
-        _need(0 <= self.correlation < 1, f"correlation {self.correlation}: from 0 to below 1")
-        object.__setattr__(self, "exclude", least)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Words:
-    did: str
-    once: str
-    rows: str
-
-    def counted(self, bursts: _Bursts) -> str:
-        alone = bursts.failures == bursts.begun
-        return f"{bursts.failures} of {bursts.n} {self.rows} {self.did}" + ("" if alone else f", in {bursts.begun} bursts")
-
-
-_FAILURES = _Words(did="failed", once="a failure", rows="requests")
-_DISAGREEMENTS = _Words(did="were answered differently", once="a disagreement", rows="mirrored requests")
-
-
-# One sample against a limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Bursts:
-    """Rows as bursts. `tried`: rows that were bet on, their predecessor being well; `places`: which of those began a burst, from 1."""
-
-    n: int
-    failures: int
-    tried: int
-    places: Ints
-
-    @property
-    def begun(self) -> int:
-        return len(self.places)
-
-    @classmethod
-    def of(cls, failed: Bools) -> _Bursts:
-        bet_on = _after_success(failed)
-        tried = np.cumsum(bet_on, dtype=np.int64)
-        return cls(n=len(failed), failures=int(failed.sum()), tried=int(bet_on.sum()), places=tried[failed & bet_on])
-
-
-def _rate_below(name: str, failed: Bools, claim: _Claim, words: _Words) -> Finding:
-    if failed.ndim != 1 or failed.dtype != np.bool_:
-        why = f"the rows are {failed.ndim}-dimensional {failed.dtype}, and must be a list of true and false"
-        return inconclusive(name, why, _LOOK, limit=claim.limit)
-    first = first_sure(failed, claim.limit, claim.false_alarm)
-    bursts = _Bursts.of(failed if first is None else failed[: first + 1])
-    excluded = first is None and bursts.n > 0 and _rate_excluded(bursts, claim.exclude, claim)
-    outcome = Outcome.FAILED if first is not None else Outcome.PASSED if excluded else Outcome.INCONCLUSIVE
+    _checked(margin, exclude, false_alarm, miss)
+    if not len(differences) or not np.isfinite(differences).all() or (np.abs(differences) > 1).any():
+        why = f"{len(differences)} pairs, or a difference that is not within -1 and 1: nothing to compare"
+        return inconclusive(name, why, "wait for pairs of answers, or look for scores that are not finite", limit=margin, n=0)
+    lower, upper = _mean_sequence(differences, false_alarm)
+    shifted = bool((lower > margin).any() or (upper < -margin).any())
+    low, high = (float(each[-1]) for each in _mean_sequence(differences, miss))
+    mean, within = float(differences.mean()), max(-low, high) < exclude
+    outcome = Outcome.FAILED if shifted else Outcome.PASSED if within else Outcome.INCONCLUSIVE
+    claim = (
+        f"a shift of {exclude:g} is excluded",
+        f"neither {margin:g} is surely kept nor broken",
+        f"surely shifted by more than {margin:g}",
+    )
+    advice = (
+        f"wait for about {_more_pairs(low, high, mean, exclude, len(differences))} more pairs" if outcome is Outcome.INCONCLUSIVE else None
+    )
+    why = f"scores of {len(differences)} pairs differ by {mean:.4g} on average; {claim[outcome]}"
     return Finding(
-        name=name,
-        outcome=outcome,
-        why=f"{words.counted(bursts)}; {_claimed(outcome, claim)}",
-        observed=bursts.failures / bursts.n if bursts.n else None,
-        limit=claim.limit,
-        interval=(_lowest_rate(bursts, claim), _highest_rate(bursts, claim)),
-        n=bursts.n,
-        advice=_more_clean(bursts, claim, words) if outcome is Outcome.INCONCLUSIVE else None,
+        name=name, outcome=outcome, why=why, observed=mean, limit=margin, interval=(low, high), n=len(differences), advice=advice
     )
 
 
-def _claimed(outcome: Outcome, claim: _Claim) -> str:
-    return (
-        f"{claim.exclude:.3%} or more is excluded",
-        f"that neither shows more than {claim.limit:.3%} nor excludes {claim.exclude:.3%}",
-        f"surely more than {claim.limit:.3%}",
-    )[outcome]
+def surely_above_at(failed: Flags, limit: float, chance: float) -> int | None:
+    """After how many rows the rate is surely above `limit`; None when it is not yet.
 
-
-def first_sure(failed: Bools, limit: float, false_alarm: float) -> int | None:
-    """The first row at which `error_rate_below` is sure that the rate is above `limit`, if there is one; rows from 0.
-
-    Evidence rises at failures only, so only those are looked at.
+    Evidence against a low rate grows at failures only, so only prefixes that end with one are looked at.
     """
-    rows = np.flatnonzero(failed)
-    bet_on = _after_success(failed)
-    begins, tried = bet_on[rows], np.cumsum(bet_on, dtype=np.int64)[rows]
-    burst = np.cumsum(begins, dtype=np.int64)
-    length = rows - rows[begins][burst - 1] + 1
-    sure = length >= _longest(burst, limit, false_alarm)
-    sure[begins] |= _mixture_sure(burst[begins], tried[begins], limit, false_alarm)
-    sure[begins] |= _too_soon(tried[begins], limit, false_alarm)
-    return int(rows[sure][0]) if sure.any() else None
+    counted = _unpreceded(failed)
+    n, bursts = np.cumsum(counted, dtype=np.int64), np.cumsum(failed & counted, dtype=np.int64)
+    ends = np.flatnonzero(failed & counted)
+    over = _evidence(bursts[ends], n[ends], limit, ABOVE) >= _threshold(limit, chance)
+    return int(ends[over.argmax()]) + 1 if over.any() else None
 
 
-def _after_success(failed: Bools) -> Bools:
-    """True where the row before did not fail; the first row has none that did."""
-    return np.concatenate(([True], ~failed[:-1]))[: len(failed)]
+def lower_rate(tally: Tally, chance: float) -> float:
+    """Least rate that the counts do not exclude; always valid, wrong with `chance` at most."""
+    return float(_lower_rates(np.array([tally.bursts]), np.array([tally.counted]), chance)[0])
 
 
-def _too_soon(places: Ints, limit: float, false_alarm: float) -> Bools:
-    """Which of the bursts that begin at these requests do so sooner than their share of the budget explains."""
-    sure = np.zeros(len(places), bool)
-    for k, (place, share) in enumerate(zip(places, FIRST, strict=False)):
-        sure[k] = _chance_of_more(k, int(place), limit) <= share * false_alarm
-    return sure
+def upper_rate(tally: Tally, chance: float) -> float:
+    """Greatest rate that the counts do not exclude; always valid for independent requests, widened by the bursts that were seen."""
+    return float(_upper_rates(np.array([tally.failures]), np.array([tally.n]), np.array([tally.burst_length]), chance)[0])
 
 
-def _chance_of_more(k: int, n: int, rate: float) -> float:
-    """Chance of more than `k` in `n` at this rate (binomial), k small."""
-    return 1 - math.fsum(math.comb(n, j) * rate**j * (1 - rate) ** (n - j) for j in range(k + 1))
+def clean_requests_to_exclude(rate: float, miss: float) -> int:
+    """How many requests without a failure exclude this rate."""
+    return _first_clean(Tally(failures=0, n=0, bursts=0, counted=0), rate, miss)
 
 
-def _mixture_sure(begun: Ints, tried: Ints, limit: float, false_alarm: float) -> Bools:
-    return _above(begun, tried, np.array([limit]), ABOVE)[:, 0] >= math.log(1 / false_alarm)
-
-
-def _longest(burst: Ints, limit: float, false_alarm: float) -> Floats:
-    """Length at which the j-th burst is longer than chance: each further failure has at most `limit` + `CORRELATION` (1 - `limit`)."""
-    spent = LONG * false_alarm / (burst * (burst + 1.0))
-    return 1 + np.log(spent) / math.log(limit + CORRELATION * (1 - limit))
-
-
-def _lowest_rate(bursts: _Bursts, claim: _Claim) -> float:
-    """The rate below which every rate is excluded by the count of bursts."""
-    if bursts.begun == 0:
-        return 0.0
-    begun, tried = np.array([bursts.begun]), bursts.places[-1:]
-
-    def excluded(rate: float) -> bool:
-        soon = _too_soon(bursts.places, rate, claim.false_alarm).any()
-        return bool(soon or _mixture_sure(begun, tried, rate, claim.false_alarm)[0])
-
-    return _last(excluded, 1e-12, min(bursts.begun / bursts.tried, _CERTAIN))
-
-
-def _highest_rate(bursts: _Bursts, claim: _Claim) -> float:
-    """The rate from which on every rate is excluded."""
-    if bursts.failures == bursts.n:
-        return 1.0
-    return _last(lambda rate: not _rate_excluded(bursts, rate, claim), max(bursts.failures / bursts.n, 1e-12), _CERTAIN)
-
-
-def _rate_excluded(bursts: _Bursts, rate: float, claim: _Claim, clean: int = 0) -> bool:
-    """Whether every rate from `rate` on is excluded, were `clean` more rows without a failure seen."""
-    all_rows = _below(bursts.failures, bursts.n + clean, rate)
-    beginnings = _below(bursts.begun, bursts.tried + clean, rate * (1 - claim.correlation))
-    return min(all_rows, beginnings) >= math.log(1 / claim.miss)
-
-
-def _more_clean(bursts: _Bursts, claim: _Claim, words: _Words) -> str:
-    needed = _fewest(lambda clean: _rate_excluded(bursts, claim.exclude, claim, clean))
-    return f"{needed} more {words.rows} without {words.once} would exclude {claim.exclude:.3%}"
-
-
-# Likelihood ratios
-
-
-def _above(begun: Ints, tried: Ints, nulls: Floats, prior: tuple[tuple[float, float], ...]) -> Floats:
-    """Log of the likelihood ratio against every rate up to each of `nulls`, averaged over alternatives above it: a row per count."""
-    places, shares = np.array(prior).T
-    log_null = np.log(nulls)[:, None]
-    log_rates = log_null * (1 - places)
-    gain, loss = log_rates - log_null, np.log1p(-np.exp(log_rates)) - np.log1p(-nulls)[:, None]
-    hits = begun.astype(float)[:, None, None]
-    clean = (tried - begun).astype(float)[:, None, None]
-    return np.asarray(np.logaddexp.reduce(np.log(shares) + hits * gain + clean * loss, axis=-1))
-
-
-def _below(failures: int, n: int, null: float) -> float:
-    """Log of the likelihood ratio against every rate from `null` on, averaged over alternatives below it."""
-    return float(_below_each(np.array([failures]), np.array([n]), np.array([null]))[0, 0])
-
-
-def _below_each(failures: Ints, n: Ints, nulls: Floats) -> Floats:
-    shares, weights = np.array(BELOW).T
-    gain = np.log1p(-nulls[:, None] * shares) - np.log1p(-nulls)[:, None]
-    clean = (n - failures).astype(float)[:, None, None]
-    return np.asarray(np.logaddexp.reduce(np.log(weights) + failures.astype(float)[:, None, None] * np.log(shares) + clean * gain, axis=-1))
-
-
-# The candidate against stable
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """The candidate's requests that are compared, a row each, and what stable had shown by then.
-
-    `bet_on`: its predecessor did not fail. `apart`: log of the evidence, the greatest so far, that failures are more the candidate's than
-    its share explains. `stable_n`, `stable_failures`: of all stable's requests; `stable_begun`, `stable_tried`: of those bet on.
-    """
-
-    failed: Bools
-    bet_on: Bools
-    apart: Floats
-    stable_n: Ints
-    stable_failures: Ints
-    stable_begun: Ints
-    stable_tried: Ints
-
-    @classmethod
-    def of(cls, candidate: Served, stable: Served) -> _Pair:
-        """Requests of the same instant: stable's count as earlier. Stable's from well before the candidate's first are left out."""
-        stable = stable.where(stable.unix_s >= (candidate.unix_s[0] if len(candidate) else math.inf) - TOGETHER_S)
-        before = np.searchsorted(stable.unix_s, candidate.unix_s, side="right")
-        last = np.concatenate(([-math.inf], stable.unix_s))[before]
-        kept = candidate.unix_s - last <= TOGETHER_S
-        failed, stable_failed = ~candidate.ok, ~stable.ok
-        stable_bet_on = _after_success(stable_failed)
-        return cls(
-            failed=failed[kept],
-            bet_on=_after_success(failed)[kept],
-            apart=_apart(candidate, stable)[kept],
-            stable_n=before[kept],
-            stable_failures=_so_far(stable_failed)[before[kept]],
-            stable_begun=_so_far(stable_failed & stable_bet_on)[before[kept]],
-            stable_tried=_so_far(stable_bet_on)[before[kept]],
-        )
-
-    @property
-    def n(self) -> int:
-        return len(self.failed)
-
-    @property
-    def rise(self) -> float:
-        """The candidate's rate less stable's, as seen."""
-        return float(self.failed.mean() - self.stable_failures[-1] / self.stable_n[-1])
-
-    def until(self, row: int) -> _Pair:
-        return _Pair(**{each.name: getattr(self, each.name)[: row + 1] for each in fields(self)})
-
-    def first_sure(self, rise: float, false_alarm: float) -> int | None:
-        """The first row at which the candidate's rate is surely above stable's plus `rise`, by both tests."""
-        needed, above = math.log(1 / false_alarm), self.first_above(rise, false_alarm)
-        both = self.failed & self.bet_on & (self.apart >= needed)
-        rows = np.flatnonzero(both) if above is not None else np.zeros(0, np.int64)
-        rows = rows[rows >= (above or 0)]
-        return int(rows[0]) if len(rows) else None
-
-    def first_above(self, rise: float, false_alarm: float) -> int | None:
-        """The first row at which the test of constant rates is sure."""
-        begun = np.flatnonzero(self.failed & self.bet_on)
-        for start in range(0, len(begun), PIECE):
-            rows = begun[start : start + PIECE]
-            sure = self.evidence_above(rows, rise) >= math.log(1 / false_alarm)
-            if sure.any():
-                return int(rows[sure][0])
-        return None
-
-    def evidence_above(self, rows: Ints, rise: float) -> Floats:
-        """Log of the smallest evidence, at each of these rows, against any rate of stable's with the candidate's at most `rise` above it.
-
-        Between two edges the candidate is held against the upper one and stable against the lower one: that is evidence against every rate
-        in between, so a finite number of cells covers all rates.
-        """
-        possible = _EDGES[1:] + rise > 0
-        above = _above(
-            np.cumsum(self.failed & self.bet_on, dtype=np.int64)[rows],
-            np.cumsum(self.bet_on, dtype=np.int64)[rows],
-            np.minimum(_EDGES[1:] + rise, _CERTAIN)[possible],
-            ABOVE_STABLE,
-        )
-        own = _below_each(self.stable_begun[rows], self.stable_tried[rows], _EDGES[:-1][possible])
-        return np.asarray((above + _staked(own)).min(axis=1))
-
-    def evidence_below(self, rise: float, clean: int) -> float:
-        """Log of the smallest evidence now against any rate of stable's with the candidate's at least `rise` above it.
-
-        Every failure of the candidate's counts. `clean`: so many more of its requests, all well.
-        """
-        nulls = np.clip(_EDGES[:-1] + rise, 1e-12, _CERTAIN)
-        below = _below_each(np.array([self.failed.sum()]), np.array([self.n + clean]), nulls)
-        own = _above(self.stable_begun[-1:], self.stable_tried[-1:], np.minimum(_EDGES[1:], _CERTAIN), ABOVE_STABLE)
-        return float((below + _staked(own)).min())
-
-
-_EDGES = np.concatenate(([0.0], np.geomspace(1e-6, 1.0, CELLS)))
-
-
-def _staked(evidence: Floats) -> Floats:
-    return np.asarray(np.logaddexp(math.log(1 - STAKE), math.log(STAKE) + evidence))
-
-
-def _so_far(marked: Bools) -> Ints:
-    """How many are marked among the first 0, 1, 2, ... rows."""
-    return np.concatenate(([0], np.cumsum(marked, dtype=np.int64)))
-
-
-def _apart(candidate: Served, stable: Served) -> Floats:
-    """At each of the candidate's rows: log of the evidence of all windows that ended before, the greatest so far, for `_Pair.apart`.
-
-    One failure after the other is drawn from those of the window that are left, as often from either version as it has requests left or,
-    in the alternatives, `ODDS` times as often from the candidate's.
-    """
-    window, mine, failed = _merged(candidate, stable)
-    left_mine, left_stable = (_left(window, whose, whose & failed)[failed] for whose in (mine, ~mine))
-    odds = np.array(ODDS)
-    gain = np.log(np.where(mine[failed][:, None], odds, 1.0)) + np.log(left_mine + left_stable)[:, None]
-    ratios = np.cumsum(gain - np.log(left_mine[:, None] * odds + left_stable[:, None]), axis=0)
-    evidence = np.logaddexp.reduce(np.vstack([np.zeros(len(odds)), ratios]), axis=1) - math.log(len(odds))
-    ended = np.searchsorted(window[failed], window[mine], side="left")
-    return np.asarray(np.maximum.accumulate(evidence[ended])) if len(ended) else np.zeros(0)
-
-
-def _merged(candidate: Served, stable: Served) -> tuple[Ints, Bools, Bools]:
-    """All requests in order: the window of each, whether it is the candidate's, whether it failed."""
-    times = np.concatenate([stable.unix_s, candidate.unix_s])
-    order = np.argsort(times, kind="stable")
-    mine = np.arange(len(times)) >= len(stable)
-    return np.floor(times[order] / WINDOW_S).astype(np.int64), mine[order], ~np.concatenate([stable.ok, candidate.ok])[order]
-
-
-def _left(window: Ints, theirs: Bools, drawn: Bools) -> Floats:
-    """For each row: how many of these are in its window, less those drawn before it."""
-    first, end = np.searchsorted(window, window, side="left"), np.searchsorted(window, window, side="right")
-    all_so_far, drawn_so_far = _so_far(theirs), _so_far(drawn)
-    return (all_so_far[end] - all_so_far[first] - drawn_so_far[:-1] + drawn_so_far[first]).astype(float)
-
-
-def _not_above(name: str, pair: _Pair, claim: _Claim) -> Finding:
-    first = pair.first_sure(claim.limit, claim.false_alarm)
-    seen = pair if first is None else pair.until(first)
-    excluded = first is None and _rise_excluded(seen, claim.exclude, claim)
-    outcome = Outcome.FAILED if first is not None else Outcome.PASSED if excluded else Outcome.INCONCLUSIVE
-    counts = f"{seen.failed.sum()} of {seen.n} requests failed, of stable's {seen.stable_failures[-1]} of {seen.stable_n[-1]}"
+def _below(name: str, failed: Flags, rates: tuple[float, float], chances: tuple[float, float], words: str) -> Finding:
+    limit, exclude = rates[0], min(rates[1], 1 - 1e-9)  # a rate of 1 is excluded by the first answer
+    _checked(limit, exclude, *chances)
+    failed, tally = np.asarray(failed, bool), Tally.of(np.asarray(failed, bool))
+    if not tally.n:
+        return inconclusive(name, f"0 of 0 {words}: nothing was shown", _clean_advice(tally, exclude, chances[1]), limit=limit, n=0)
+    surely = surely_above_at(failed, limit, chances[0]) is not None
+    interval = (lower_rate(tally, chances[0]), upper_rate(tally, chances[1]))
+    outcome = Outcome.FAILED if surely else Outcome.PASSED if interval[1] < exclude else Outcome.INCONCLUSIVE
+    claim = (
+        f"{exclude:.3%} or more is excluded",
+        f"that neither shows more than {limit:.4%} nor excludes {exclude:.3%}",
+        f"surely more than {limit:.4%}",
+    )
+    advice = _clean_advice(tally, exclude, chances[1]) if outcome is Outcome.INCONCLUSIVE else None
     return Finding(
         name=name,
         outcome=outcome,
-        why=f"{counts}; {_rise_claimed(outcome, claim)}",
-        observed=seen.rise,
-        limit=claim.limit,
-        interval=(_lowest_rise(seen, claim), _highest_rise(seen, claim)),
-        n=seen.n,
-        advice=_more_clean_beside_stable(seen, claim) if outcome is Outcome.INCONCLUSIVE else None,
+        why=f"{tally.failures} of {tally.n} {words}, {claim[outcome]}",
+        observed=tally.failures / tally.n,
+        limit=limit,
+        interval=interval,
+        n=tally.n,
+        advice=advice,
     )
 
 
-def _rise_claimed(outcome: Outcome, claim: _Claim) -> str:
-    return (
-        f"a rise of {claim.exclude:.3%} or more is excluded",
-        f"that neither shows a rise of more than {claim.limit:.3%} nor excludes {claim.exclude:.3%}",
-        f"surely a rise of more than {claim.limit:.3%}",
-    )[outcome]
-
-
-def _rise_excluded(pair: _Pair, rise: float, claim: _Claim, clean: int = 0) -> bool:
-    """Whether every rise from `rise` on is excluded, were `clean` more rows without a failure seen."""
-    return pair.evidence_below(rise, clean) >= math.log(1 / claim.miss)
-
-
-def _lowest_rise(pair: _Pair, claim: _Claim) -> float:
-    """The rise below which every rise is excluded, as of the row that decided or of the last one."""
-    above = pair.first_above(claim.limit, claim.false_alarm)
-    row = np.array([pair.n - 1 if above is None else above])
-    needed = math.log(1 / claim.false_alarm)
-    return _last(lambda rise: bool(pair.evidence_above(row, rise)[0] >= needed), -1.0, 1.0)
-
-
-def _highest_rise(pair: _Pair, claim: _Claim) -> float:
-    return _last(lambda rise: not _rise_excluded(pair, rise, claim), pair.rise, 1.0)
-
-
-def _more_clean_beside_stable(pair: _Pair, claim: _Claim) -> str:
-    """What of stable's stays as it is: more of its requests would only help."""
-
-    def enough(clean: int) -> bool:
-        return _rise_excluded(pair, claim.exclude, claim, clean)
-
-    return f"{_fewest(enough)} more requests without a failure would exclude a rise of {claim.exclude:.3%}"
-
-
-# Means of paired differences
-
-
-def _shift_within(name: str, differences: Floats, claim: _Claim) -> Finding:
-    low, high = _mean_bounds(differences, claim.false_alarm)
-    sure = (low > claim.limit) | (high < -claim.limit)
-    n = int(np.argmax(sure)) + 1 if sure.any() else len(differences)
-    mean = float(differences[:n].mean())
-    least, most = (float(bound[-1]) for bound in _mean_bounds(differences[:n], min(2 * claim.miss, 1.0)))  # only one side can pass wrongly
-    excluded = not sure.any() and max(-least, most) < claim.exclude
-    outcome = Outcome.FAILED if sure.any() else Outcome.PASSED if excluded else Outcome.INCONCLUSIVE
-    words = (
-        f"a shift of {claim.exclude:g} or more is excluded",
-        f"that neither shows a shift of more than {claim.limit:g} nor excludes {claim.exclude:g}",
-        f"surely a shift of more than {claim.limit:g}",
-    )[outcome]
+def _rate_finding(
+    name: str, observed: float, bounds: tuple[float, float], rise: float, exclude: float, *, n: int, words: str, than: str
+) -> Finding:
+    outcome = Outcome.FAILED if bounds[0] > rise else Outcome.PASSED if bounds[1] < exclude else Outcome.INCONCLUSIVE
+    claim = (
+        f"{than}{exclude:.3%} is excluded",
+        f"that neither shows more than {than}{rise:.4%} nor excludes {than}{exclude:.3%}",
+        f"surely more than {than}{rise:.4%}",
+    )
+    advice = _WAIT if outcome is Outcome.INCONCLUSIVE else None
     return Finding(
-        name=name,
-        outcome=outcome,
-        why=f"scores of {n} pairs shifted by {mean:.4g} on average; {words}",
-        observed=mean,
-        limit=claim.limit,
-        interval=(float(low[n - 1]), float(high[n - 1])),
-        n=n,
-        advice=_more_pairs(mean, most - least, n, claim) if outcome is Outcome.INCONCLUSIVE else None,
+        name=name, outcome=outcome, why=f"{words}: {claim[outcome]}", observed=observed, limit=rise, interval=bounds, n=n, advice=advice
     )
 
 
-def _mean_bounds(differences: Floats, error: float) -> tuple[Floats, Floats]:
-    """Bounds of the mean after each row, all of them true at once but for a chance of `error`; as in the paper, on (1 + difference) / 2."""
-    values, rows = (1 + differences) / 2, np.arange(1, len(differences) + 1)
-    mean = (0.5 + np.cumsum(values)) / (rows + 1)
-    mean_before = np.concatenate(([0.5], mean[:-1]))
-    spread = (0.25 + np.cumsum((values - mean) ** 2)) / (rows + 1)
-    spread_before = np.concatenate(([0.25], spread[:-1]))
-    bets = np.minimum(np.sqrt(2 * math.log(2 / error) / (spread_before * rows * np.log1p(rows))), CAUTIOUS)
-    paid = math.log(2 / error) + np.cumsum((values - mean_before) ** 2 * (-np.log1p(-bets) - bets))
-    total = np.cumsum(bets)
-    centre, radius = np.cumsum(bets * values) / total, paid / total
-    return 2 * np.maximum(centre - radius, 0) - 1, 2 * np.minimum(centre + radius, 1) - 1
+def _unpreceded(failed: Flags) -> Flags:
+    """Requests whose predecessor did not fail."""
+    return np.concatenate([[True], ~failed[:-1]])[: len(failed)]
 
 
-def _more_pairs(mean: float, width: float, n: int, claim: _Claim) -> str:
-    """The width falls about as the root of the rows."""
-    room = claim.exclude - abs(mean)
-    if room <= 0:
-        return "more of the same would not help: the mean itself lies beyond what must be excluded"
-    return f"about {max(1, math.ceil(n * (width / 2 / room) ** 2) - n)} more pairs like these would exclude a shift of {claim.exclude:g}"
+def _threshold(limit: float, chance: float) -> float:
+    return math.log((OVERSHOOT if limit <= SMALL_LIMIT else 1.0) / chance)
 
 
-# Searches
+def _evidence(failures: Counts, n: Counts, rate: Floats | float, multiples: tuple[tuple[float, float], ...]) -> Floats:
+    """Log of the averaged likelihood ratio against `rate`; shapes [points]."""
+    rate = np.broadcast_to(np.asarray(rate, float), failures.shape)
+    terms, weights = [], []
+    for multiple, weight in multiples:
+        other = rate * multiple
+        possible = other <= HIGHEST
+        safe = np.where(possible, other, HIGHEST)
+        weights.append(np.where(possible, weight, 0.0))
+        terms.append(failures * np.log(safe / rate) + (n - failures) * np.log((1 - safe) / (1 - rate)))
+    weight = np.array(weights) / np.maximum(np.sum(weights, axis=0), 1e-300)
+    with np.errstate(divide="ignore"):
+        averaged: Floats = np.logaddexp.reduce(np.array(terms) + np.log(weight), axis=0)
+    return averaged
 
 
-def _last(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """The last point of `low` to `high` at which what holds at `low` still holds."""
-    if holds(high):
-        return high
+def _lower_rates(bursts: Counts, counted: Counts, chance: float) -> Floats:
+    """By bisection of the log of the rate: below the rate that was seen the evidence falls as the rate rises."""
+    seen = np.maximum(bursts, 1) / np.maximum(counted, 1)
+    low, high = seen * 1e-9, np.minimum(seen, 1 - 1e-9)
+    for _ in range(45):
+        middle = np.sqrt(low * high)
+        thresholds = np.log(np.where(middle <= SMALL_LIMIT, OVERSHOOT, 1.0) / chance)
+        excluded = _evidence(bursts, counted, middle, ABOVE) >= thresholds
+        low, high = np.where(excluded, middle, low), np.where(excluded, high, middle)
+    return np.where(bursts > 0, low, 0.0)
+
+
+def _upper_rates(failures: Counts, n: Counts, burst_length: Floats, chance: float) -> Floats:
+    low, high = np.maximum(failures, 1e-9) / np.maximum(n, 1), np.ones(len(n)) * (1 - 1e-9)
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+        excluded = _evidence(failures, n, middle, BELOW) / burst_length >= math.log(1 / chance)
+        low, high = np.where(excluded, low, middle), np.where(excluded, middle, high)
+    return np.where(n > 0, high, 1.0)
 
 
-def _fewest(holds: Callable[[int], bool]) -> int:
-    """The smallest number from 1 at which it holds."""
+def _widest_gap(candidate: Served, stable: Served, chance: float) -> float:
+    """Greatest difference, over the seconds in which the candidate failed, of its lower bound and stable's upper bound."""
+    failed, counted = ~candidate.ok, _unpreceded(~candidate.ok)
+    seconds = np.floor(candidate.unix_s)
+    last = np.flatnonzero(np.append(np.diff(seconds) > 0, True))  # the last row of each second
+    bursts = np.cumsum(failed & counted, dtype=np.int64)
+    ends = last[np.diff(bursts[last], prepend=0) > 0] if bursts[-1] else last[-1:]
+    lower = _lower_rates(bursts[ends], np.cumsum(counted, dtype=np.int64)[ends], CANDIDATE_PART * chance)
+    upto = np.searchsorted(np.floor(stable.unix_s), seconds[ends], side="right")
+    failures, stable_bursts = _upto(~stable.ok, upto), _upto(~stable.ok & _unpreceded(~stable.ok), upto)
+    lengths = np.maximum(1.0, failures / np.maximum(stable_bursts, 1))
+    upper = _upper_rates(failures, upto, lengths, (1 - CANDIDATE_PART) * chance)
+    return float(np.max(lower - upper))
+
+
+def _upto(flags: Flags, rows: Counts) -> Counts:
+    return np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])[rows]
+
+
+def _mean_sequence(differences: Floats, chance: float) -> tuple[Floats, Floats]:
+    """Lower and upper bounds of the mean after each pair, both together wrong with `chance` at most."""
+    values, count = (differences + 1) / 2, np.arange(1, len(differences) + 1)
+    means = (0.5 + np.cumsum(values)) / (count + 1)
+    spreads = (0.25 + np.cumsum((values - means) ** 2)) / (count + 1)
+    before = np.concatenate([[0.25], spreads[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(2 / chance) / (before * count * np.log1p(count))), CURTAILED)
+    paid = (values - np.concatenate([[0.5], means[:-1]])) ** 2 * (-np.log1p(-bets) - bets)
+    staked = np.cumsum(bets)
+    centre, width = np.cumsum(bets * values) / staked, (math.log(2 / chance) + np.cumsum(paid)) / staked
+    return 2 * (centre - width) - 1, 2 * (centre + width) - 1
+
+
+def _more_pairs(low: float, high: float, mean: float, exclude: float, n: int) -> int:
+    """Widths shrink about with the root of the number."""
+    room = exclude - abs(mean)
+    return max(1, math.ceil(n * ((high - low) / 2 / room) ** 2) - n) if room > 0 else 10 * n
+
+
+def _clean_advice(tally: Tally, exclude: float, miss: float) -> str:
+    needed = _first_clean(tally, exclude, miss)
+    return f"about {needed} more requests without a failure would exclude {exclude:.3%}" if needed < 10**9 else _WAIT
+
+
+def _first_clean(tally: Tally, exclude: float, miss: float) -> int:
+    def enough(more: int) -> bool:
+        n = np.array([tally.n + more])
+        return bool(_upper_rates(np.array([tally.failures]), n, np.array([tally.burst_length]), miss)[0] < exclude)
+
     high = 1
-    while not holds(high):
+    while not enough(high) and high < 10**9:
         high *= 2
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if holds(middle) else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def _need(holds: bool, why: str) -> None:  # noqa: FBT001 - reads as a sentence: need this, or say why
-    if not holds:
-        raise ValueError(why)
+def _checked(limit: float, exclude: float, *chances: float) -> None:
+    if not 0 < limit < exclude < 1:
+        raise ValueError(f"{limit} and {exclude} must lie between 0 and 1, the margin above the limit")
+    if not all(0 < each < 1 for each in chances):
+        raise ValueError(f"chances {chances} must lie between 0 and 1")
