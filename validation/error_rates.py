@@ -6,8 +6,9 @@ the margin is surely excluded by all of them; `inconclusive` in between, with wh
 
 Failures come in bursts. For `failed`, only requests whose predecessor did not fail are counted, so a burst counts once: for failures that
 are a Markov chain of any non-negative correlation such a request fails with chance (1 - r) p <= p, so what holds for independent requests
-holds for these (a bet may leave out rounds by what is known before them). For `passed`, evidence is divided by the length of the bursts
-that were seen. That part is a correction and not a proof.
+holds for these (a bet may leave out rounds by what is known before them). A burst itself is evidence when it is longer than `CORRELATION`
+explains: else a server that dies after good service would be one event for ever. For `passed`, evidence is divided by the length of the
+bursts that were seen. That part is a correction and not a proof.
 
 The evidence is a likelihood ratio, averaged over alternatives (Robbins 1970, "Statistical methods related to the law of the iterated
 logarithm"; Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting"): under the claim a non-negative
@@ -39,6 +40,19 @@ HIGHEST = 0.9
 OVERSHOOT, SMALL_LIMIT = 0.5, 0.002
 """Failures are whole, so evidence jumps past its threshold, and Ville's inequality pays for that: at limits up to `SMALL_LIMIT` the
 threshold is multiplied by this and the exact chance to cross still is below the budget (`tests/test_error_rates.py` adds it up)."""
+
+CORRELATION = 0.6
+"""Lag-1 autocorrelation of failures up to which a burst, however long, is no evidence: one that goes on with more than this is a fault."""
+
+LONG = 0.03
+"""Part of a budget that is spent on bursts that do not end: 1 / (j (j + 1)) of it on the j-th. A server that dies after any number of good
+requests is found after some 20 failures in a row; the rest of the budget costs a request or none."""
+
+ODDS = (2.0, 5.0, 20.0, 100.0)
+"""How many times as often as stable's the candidate's requests fail in the alternatives of `_apart`, equally likely."""
+
+WINDOW_S = 10.0
+"""Length of the windows within which both versions are taken to meet the same troubles."""
 
 CANDIDATE_PART = 0.8
 """Part of a budget that a comparison with stable spends on the candidate; the rest goes to stable, which has more requests."""
@@ -90,9 +104,13 @@ def error_rate_not_above(
 ) -> Finding:
     """Is the candidate's error rate at most stable's plus `rise`?
 
-    Failed: at some second the candidate's lower bound lay above stable's upper bound plus `rise`. Passed: the candidate's upper bound lies
-    less than `exclude` above stable's lower bound. Both bounds hold at all times together (union bound over the two versions). Compares
-    averages over all requests of each: a bad hour that only one of the versions had much traffic in counts as that version's.
+    Failed: at some second the candidate's lower bound lay above stable's upper bound plus `rise`, and by the end of some `WINDOW_S` it
+    surely had more than its share of the failures. Passed: the candidate's upper bound lies less than `exclude` above stable's lower bound.
+    Both bounds hold at all times together (union bound over the two versions).
+
+    The bounds are of averages over all requests of each, which is right while each version fails at one rate: alone they take a bad minute
+    that comes when the candidate's share has just grown for the candidate's fault. In the windows what both suffer cancels, whatever their
+    shares; that is right while chance decides who gets a request. `false_alarm` holds while one of the two does.
     """
     _checked(rise, exclude, false_alarm, miss)
     if not len(candidate) or not len(stable) or not (candidate.readable and stable.readable):
@@ -100,6 +118,8 @@ def error_rate_not_above(
         return inconclusive(name, f"{seen}, or times that cannot be read: nothing to compare", _WAIT, limit=rise, n=len(candidate))
     here, there = Tally.of(~candidate.ok), Tally.of(~stable.ok)
     gap, part = _widest_gap(candidate, stable, false_alarm), (CANDIDATE_PART * miss, (1 - CANDIDATE_PART) * miss)
+    if gap > rise and not _surely_apart(candidate, stable, false_alarm):
+        gap = rise  # averages alone show no more than that
     highest = upper_rate(here, part[0]) - lower_rate(there, part[1])
     words = f"{here.failures} of {here.n} requests failed, {there.failures} of {there.n} on stable"
     return _rate_finding(
@@ -143,9 +163,10 @@ def surely_above_at(failed: Flags, limit: float, chance: float) -> int | None:
     """
     counted = _unpreceded(failed)
     n, bursts = np.cumsum(counted, dtype=np.int64), np.cumsum(failed & counted, dtype=np.int64)
-    ends = np.flatnonzero(failed & counted)
-    over = _evidence(bursts[ends], n[ends], limit, ABOVE) >= _threshold(limit, chance)
-    return int(ends[over.argmax()]) + 1 if over.any() else None
+    begins, ends = np.flatnonzero(failed & counted), np.flatnonzero(failed)
+    over = _evidence(bursts[begins], n[begins], limit, ABOVE) >= _threshold(limit, (1 - LONG) * chance)
+    sure = np.concatenate([begins[over], ends[_too_long(ends - begins[bursts[ends] - 1] + 1, bursts[ends], limit, LONG * chance)]])
+    return int(sure.min()) + 1 if len(sure) else None
 
 
 def lower_rate(tally: Tally, chance: float) -> float:
@@ -166,7 +187,10 @@ def clean_requests_to_exclude(rate: float, miss: float) -> int:
 def _below(name: str, failed: Flags, rates: tuple[float, float], chances: tuple[float, float], words: str) -> Finding:
     limit, exclude = rates[0], min(rates[1], 1 - 1e-9)  # a rate of 1 is excluded by the first answer
     _checked(limit, exclude, *chances)
-    failed, tally = np.asarray(failed, bool), Tally.of(np.asarray(failed, bool))
+    if failed.ndim != 1 or failed.dtype != np.bool_:
+        why = f"the rows are {failed.ndim}-dimensional {failed.dtype} and must be a list of true and false"
+        return inconclusive(name, why, "look for what wrote them", limit=limit)
+    tally = Tally.of(failed)
     if not tally.n:
         return inconclusive(name, f"0 of 0 {words}: nothing was shown", _clean_advice(tally, exclude, chances[1]), limit=limit, n=0)
     surely = surely_above_at(failed, limit, chances[0]) is not None
@@ -208,6 +232,12 @@ def _rate_finding(
 def _unpreceded(failed: Flags) -> Flags:
     """Requests whose predecessor did not fail."""
     return np.concatenate([[True], ~failed[:-1]])[: len(failed)]
+
+
+def _too_long(length: Counts, burst: Counts, limit: float, chance: float) -> Flags:
+    """Whether bursts are so long, given which ones they are from 1: after a failure another has at most `limit` + r (1 - `limit`)."""
+    goes_on = math.log(limit + CORRELATION * (1 - limit))
+    return np.asarray((length - 1) * goes_on <= np.log(chance / (burst * (burst + 1.0))))
 
 
 def _threshold(limit: float, chance: float) -> float:
@@ -264,6 +294,38 @@ def _widest_gap(candidate: Served, stable: Served, chance: float) -> float:
     lengths = np.maximum(1.0, failures / np.maximum(stable_bursts, 1))
     upper = _upper_rates(failures, upto, lengths, (1 - CANDIDATE_PART) * chance)
     return float(np.max(lower - upper))
+
+
+def _surely_apart(candidate: Served, stable: Served, chance: float) -> bool:
+    """Whether by the end of some window the candidate surely had more of the failures than its share of the requests explains.
+
+    One failure after the other is drawn from the window's requests that are left: from either version as often as it has requests left
+    (the hypergeometric distribution; Fisher 1935, "The logic of inductive inference"), or in the alternatives, `ODDS` times as often from
+    the candidate's. The averaged likelihood ratio is a supermartingale whatever the rate of each window. The last one may still go on.
+    """
+    window, mine, failed = _merged(candidate, stable)
+    left_mine, left_stable = (_left(window, whose, whose & failed)[failed] for whose in (mine, ~mine))
+    odds = np.array(ODDS)
+    gain = np.log(np.where(mine[failed][:, None], odds, 1.0)) + np.log(left_mine + left_stable)[:, None]
+    ratios = np.cumsum(gain - np.log(left_mine[:, None] * odds + left_stable[:, None]), axis=0)
+    ended = np.diff(np.append(window[failed], window[-1])) > 0
+    evidence = np.logaddexp.reduce(ratios[ended], axis=1) - math.log(len(ODDS))
+    return bool((evidence >= math.log(1 / chance)).any())
+
+
+def _merged(candidate: Served, stable: Served) -> tuple[Counts, Flags, Flags]:
+    """All requests in order of time: the window of each, whether it is the candidate's, whether it failed."""
+    times = np.concatenate([stable.unix_s, candidate.unix_s])
+    order = np.argsort(times, kind="stable")
+    mine = np.arange(len(times)) >= len(stable)
+    return np.floor(times[order] / WINDOW_S).astype(np.int64), mine[order], ~np.concatenate([stable.ok, candidate.ok])[order]
+
+
+def _left(window: Counts, theirs: Flags, drawn: Flags) -> Floats:
+    """For each row: how many of these are in its window, less those drawn before it."""
+    first, end = np.searchsorted(window, window, side="left"), np.searchsorted(window, window, side="right")
+    everyone, taken = (_upto(flags, np.arange(len(flags) + 1)) for flags in (theirs, drawn))
+    return np.asarray(everyone[end] - everyone[first] - taken[:-1] + taken[first], float)
 
 
 def _upto(flags: Flags, rows: Counts) -> Counts:
