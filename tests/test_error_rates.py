@@ -18,7 +18,9 @@ from validation.error_rates import (
     OVERSHOOT,
     SMALL_LIMIT,
     Tally,
+    _Beside,
     _evidence,
+    _evidence_of_rise,
     _upper_rates,
     clean_requests_to_exclude,
     disagreement_below,
@@ -116,7 +118,7 @@ def test_a_burst_counts_once(length, before):
     """A few failures in a row are one event: what one failure shows at that place, its whole burst shows, and no more."""
     clean = np.zeros(before, bool)
     once, burst = np.concatenate([clean, [True]]), np.concatenate([clean, np.ones(length, bool)])
-    assert (below(once).outcome is Outcome.FAILED) == (below(burst).outcome is Outcome.FAILED)
+    assert (surely_above_at(once, 0.001, 0.01) is None) == (surely_above_at(burst, 0.001, 0.01) is None)
 
 
 @pytest.mark.parametrize("chance", [0.0045, 0.01])
@@ -201,6 +203,24 @@ def test_no_alternative_is_a_rate_above_one():
     assert HIGHEST < 1
 
 
+@pytest.mark.parametrize(("rate", "base", "n", "times"), [(0.05, 0.005, 600, 9), (0.05, 0.005, 900, 1), (0.005, 0.0005, 4500, 9)])
+def test_a_rise_tenfold_is_found_at_any_share(rate, base, n, times):
+    """Ten times stable's rate is failed within 30 to 40 of the candidate's failures in most runs, at a tenth and at half of the traffic."""
+    random = np.random.default_rng(7)
+    pairs = ((served(random.random(n) > rate, seconds=n), served(random.random(n * times) > base, seconds=n)) for _ in range(40))
+    assert sum(against(*pair, rise=base, exclude=0.2).outcome is Outcome.FAILED for pair in pairs) >= 34
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_rise_of_the_margin_keeps_the_false_alarm(times):
+    """With stable's rate plus `rise` as the truth, at most the budget (5 % here) is failed at any of 1,500 requests."""
+    random, taken = np.random.default_rng(8), 0
+    for _ in range(200):
+        sides = (served(random.random(1500) > 0.006, seconds=1500), served(random.random(1500 * times) > 0.005, seconds=1500))
+        taken += bool((_evidence_of_rise(_Beside.of(*sides), 0.001) >= math.log(20)).any())
+    assert taken <= 10
+
+
 def test_a_candidate_that_fails_more_than_stable_is_found():
     """5 % against 0.1 %: surely more than a rise of 0.1 %."""
     random = np.random.default_rng(1)
@@ -213,7 +233,7 @@ def test_a_candidate_that_fails_more_than_stable_is_found():
 def test_an_outage_that_both_suffer_is_not_the_candidates_fault(early, late):
     """When for a minute a twentieth of all requests fails, an equal candidate stays, also when its share has just grown."""
     random = np.random.default_rng(9)
-    pairs = ((in_an_outage(random, early, late), in_an_outage(random, 100 - early, 100 - late)) for _ in range(40))
+    pairs = ((in_an_outage(random, early, late), in_an_outage(random, 100 - early, 100 - late)) for _ in range(25))
     assert sum(against(*pair).outcome is Outcome.FAILED for pair in pairs) <= 1
 
 
@@ -228,7 +248,7 @@ def in_an_outage(random, early, late) -> Served:
 def test_a_rise_that_was_found_stays_found(before_s):
     """Requests that come later, also within the same window, do not take the verdict back."""
     random, failed = np.random.default_rng(10), 0
-    for _ in range(20):
+    for _ in range(8):
         sides = [served(random.random(n) > rate, seconds=300.0) for n, rate in ((3000, 0.08), (3000, 0.005))]
         early = against(*(side.where(side.unix_s < before_s) for side in sides)).outcome is Outcome.FAILED
         failed += early

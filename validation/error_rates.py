@@ -18,7 +18,7 @@ supermartingale that starts at 1, so it reaches 1 / chance with that chance at m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,21 @@ WINDOW_S = 10.0
 """Length of the windows within which both versions are taken to meet the same troubles."""
 
 CANDIDATE_PART = 0.8
-"""Part of a budget that a comparison with stable spends on the candidate; the rest goes to stable, which has more requests."""
+"""Part of `miss` that a comparison with stable spends on the candidate; the rest goes to stable, which has more requests."""
+
+RISEN = ((1.7, 0.3), (3.5, 0.3), (8.0, 0.2), (40.0, 0.1), (250.0, 0.1))
+LESS = ((0.02, 0.15), (0.1, 0.25), (0.3, 0.3), (0.6, 0.2), (0.85, 0.1))
+"""The alternatives where stable's rate is not known: above what it would allow the candidate, and below it for stable. As `ABOVE`."""
+
+STAKES = (0.95, 0.8)
+"""What is bet on the candidate and on stable, of 1 each; the rest is kept. Else what one shows against a rate that stable has not would be
+lost by the other, whose alternatives to it are all far from the truth."""
+
+EDGES = np.concatenate([[1e-12], np.geomspace(1e-6, 1 - 1e-9, 76)])
+"""Stable's possible rates in cells, each a fifth wide; a cell is excluded as a whole (`_evidence_of_rise`)."""
+
+PIECE = 4096
+"""Rows that are compared at once, for memory's sake."""
 
 CURTAILED = 0.5
 """A bet in `score_shift_within` risks at most this part of what it has (the paper's c)."""
@@ -104,26 +118,33 @@ def error_rate_not_above(
 ) -> Finding:
     """Is the candidate's error rate at most stable's plus `rise`?
 
-    Failed: at some second the candidate's lower bound lay above stable's upper bound plus `rise`, and by the end of some `WINDOW_S` it
-    surely had more than its share of the failures. Passed: the candidate's upper bound lies less than `exclude` above stable's lower bound.
-    Both bounds hold at all times together (union bound over the two versions).
-
-    The bounds are of averages over all requests of each, which is right while each version fails at one rate: alone they take a bad minute
-    that comes when the candidate's share has just grown for the candidate's fault. In the windows what both suffer cancels, whatever their
+    Failed: wherever a burst of the candidate's begins, there is evidence against each rate that stable may have: what the candidate shows
+    against that rate plus `rise`, times what stable shows against so high a rate. Products of likelihood ratios of different requests are
+    likelihood ratios, and at stable's true rate this one reaches 1 / `false_alarm` with that chance at most; failed when the least over all
+    rates did (Wasserman, Ramdas and Balakrishnan 2020, "Universal inference"), and when by the end of some `WINDOW_S` the candidate surely
+    had more than its share of the failures. The first is right while each version fails at one rate: alone it takes a bad minute that
+    comes when the candidate's share has just grown for the candidate's fault. In the windows what both suffer cancels, whatever their
     shares; that is right while chance decides who gets a request. `false_alarm` holds while one of the two does.
+
+    Passed: the candidate's upper bound lies less than `exclude` above stable's lower bound; both hold at all times together (union bound).
     """
     _checked(rise, exclude, false_alarm, miss)
     if not len(candidate) or not len(stable) or not (candidate.readable and stable.readable):
         seen = f"{len(candidate)} requests of the candidate and {len(stable)} of stable"
         return inconclusive(name, f"{seen}, or times that cannot be read: nothing to compare", _WAIT, limit=rise, n=len(candidate))
     here, there = Tally.of(~candidate.ok), Tally.of(~stable.ok)
-    gap, part = _widest_gap(candidate, stable, false_alarm), (CANDIDATE_PART * miss, (1 - CANDIDATE_PART) * miss)
-    if gap > rise and not _surely_apart(candidate, stable, false_alarm):
-        gap = rise  # averages alone show no more than that
-    highest = upper_rate(here, part[0]) - lower_rate(there, part[1])
+    part = (CANDIDATE_PART * miss, (1 - CANDIDATE_PART) * miss)
+    lowest, highest = _lowest_rise(candidate, stable, rise, false_alarm), upper_rate(here, part[0]) - lower_rate(there, part[1])
     words = f"{here.failures} of {here.n} requests failed, {there.failures} of {there.n} on stable"
     return _rate_finding(
-        name, here.failures / here.n - there.failures / there.n, (gap, highest), rise, exclude, n=here.n, words=words, than="stable plus "
+        name,
+        here.failures / here.n - there.failures / there.n,
+        (lowest, highest),
+        rise,
+        exclude,
+        n=here.n,
+        words=words,
+        than="stable plus ",
     )
 
 
@@ -245,8 +266,8 @@ def _threshold(limit: float, chance: float) -> float:
 
 
 def _evidence(failures: Counts, n: Counts, rate: Floats | float, multiples: tuple[tuple[float, float], ...]) -> Floats:
-    """Log of the averaged likelihood ratio against `rate`; shapes [points]."""
-    rate = np.broadcast_to(np.asarray(rate, float), failures.shape)
+    """Log of the averaged likelihood ratio against `rate`; shapes [points], or [points, 1] and [rates]."""
+    rate = np.array(rate, float, ndmin=failures.ndim)
     terms, weights = [], []
     for multiple, weight in multiples:
         other = rate * multiple
@@ -257,7 +278,7 @@ def _evidence(failures: Counts, n: Counts, rate: Floats | float, multiples: tupl
     weight = np.array(weights) / np.maximum(np.sum(weights, axis=0), 1e-300)
     with np.errstate(divide="ignore"):
         averaged: Floats = np.logaddexp.reduce(np.array(terms) + np.log(weight), axis=0)
-    return averaged
+    return np.where(np.sum(weights, axis=0) > 0, averaged, 0.0)  # no alternative is left: nothing is bet
 
 
 def _lower_rates(bursts: Counts, counted: Counts, chance: float) -> Floats:
@@ -281,19 +302,68 @@ def _upper_rates(failures: Counts, n: Counts, burst_length: Floats, chance: floa
     return np.where(n > 0, high, 1.0)
 
 
-def _widest_gap(candidate: Served, stable: Served, chance: float) -> float:
-    """Greatest difference, over the seconds in which the candidate failed, of its lower bound and stable's upper bound."""
-    failed, counted = ~candidate.ok, _unpreceded(~candidate.ok)
-    seconds = np.floor(candidate.unix_s)
-    last = np.flatnonzero(np.append(np.diff(seconds) > 0, True))  # the last row of each second
-    bursts = np.cumsum(failed & counted, dtype=np.int64)
-    ends = last[np.diff(bursts[last], prepend=0) > 0] if bursts[-1] else last[-1:]
-    lower = _lower_rates(bursts[ends], np.cumsum(counted, dtype=np.int64)[ends], CANDIDATE_PART * chance)
-    upto = np.searchsorted(np.floor(stable.unix_s), seconds[ends], side="right")
-    failures, stable_bursts = _upto(~stable.ok, upto), _upto(~stable.ok & _unpreceded(~stable.ok), upto)
-    lengths = np.maximum(1.0, failures / np.maximum(stable_bursts, 1))
-    upper = _upper_rates(failures, upto, lengths, (1 - CANDIDATE_PART) * chance)
-    return float(np.max(lower - upper))
+@dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """What both versions had shown wherever a burst of the candidate's began, and at its last request: a row each."""
+
+    bursts: Counts
+    counted: Counts
+    stable_failures: Counts
+    stable_n: Counts
+    stable_bursts: Counts
+
+    @classmethod
+    def of(cls, candidate: Served, stable: Served) -> _Beside:
+        """Requests of the same instant: stable's count as earlier."""
+        failed, counted = ~candidate.ok, _unpreceded(~candidate.ok)
+        rows = np.append(np.flatnonzero(failed & counted), len(failed) - 1)
+        before = np.searchsorted(stable.unix_s, candidate.unix_s[rows], side="right")
+        return cls(
+            bursts=np.cumsum(failed & counted, dtype=np.int64)[rows],
+            counted=np.cumsum(counted, dtype=np.int64)[rows],
+            stable_failures=_upto(~stable.ok, before),
+            stable_n=before,
+            stable_bursts=_upto(~stable.ok & _unpreceded(~stable.ok), before),
+        )
+
+    def __getitem__(self, rows: slice) -> _Beside:
+        return _Beside(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+
+
+def _lowest_rise(candidate: Served, stable: Served, rise: float, chance: float) -> float:
+    """Every smaller rise is excluded, at the row that showed more than `rise` or else at the last; with averages alone `rise` at most."""
+    beside, needed = _Beside.of(candidate, stable), math.log(1 / chance)
+    over = _evidence_of_rise(beside, rise) >= needed
+    row = int(over.argmax()) if over.any() else len(over) - 1
+    low, high = (rise, 1.0) if over.any() else (-1.0, rise)
+    for _ in range(45):
+        middle = (low + high) / 2
+        excluded = _evidence_of_rise(beside[row : row + 1], middle)[0] >= needed
+        low, high = (middle, high) if excluded else (low, middle)
+    return low if low <= rise or _surely_apart(candidate, stable, chance) else rise
+
+
+def _evidence_of_rise(beside: _Beside, rise: float) -> Floats:
+    """Log of the least evidence, in each row, against any rate of stable's with the candidate's at most `rise` above it.
+
+    In a cell the candidate is held against its upper edge and stable against its lower one: that is evidence against every rate between.
+    Stable's counts as much less as its bursts were long.
+    """
+    pieces = [beside[start : start + PIECE] for start in range(0, len(beside.bursts), PIECE)]
+    return np.concatenate([_evidence_in_cells(piece, rise).min(axis=1) for piece in pieces])
+
+
+def _evidence_in_cells(beside: _Beside, rise: float) -> Floats:
+    highest, lowest = np.minimum(EDGES[1:] + rise, EDGES[-1]), EDGES[:-1]
+    possible = highest > 0
+    lengths = np.maximum(1.0, beside.stable_failures / np.maximum(beside.stable_bursts, 1))[:, None]
+    above = _evidence(beside.bursts[:, None], beside.counted[:, None], highest[possible], RISEN)
+    below = _evidence(beside.stable_failures[:, None], beside.stable_n[:, None], lowest[possible], LESS) / lengths
+    return _staked(above, STAKES[0]) + _staked(below, STAKES[1])
+
+
+def _staked(evidence: Floats, stake: float) -> Floats:
+    return np.asarray(np.logaddexp(math.log(1 - stake), math.log(stake) + evidence))
 
 
 def _surely_apart(candidate: Served, stable: Served, chance: float) -> bool:
