@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench.figures import Figure
-from validation.error_rates import surely_above_at
+from validation.contract import Outcome
+from validation.error_rates import error_rate_not_above, surely_above_at
+from validation.served import Served
 
 SEED, RUNS, LIMIT = 4, 4000, 0.001
 ALONE, IN_THE_SET = 0.01, 0.0045
@@ -59,10 +61,24 @@ def _percentile(case: Case, chance: float) -> float:
 def _low_traffic() -> Figure:
     """60 requests a minute for an hour, errors risen from 0.05 % to 0.5 %."""
     found = {chance: _found(0.005, 3600, chance) for chance in (ALONE, IN_THE_SET)}
-    how = f"errors 0.05 % -> 0.5 % at 60 requests a minute, within the hour, alone at 1 %; {RUNS:,} runs; within the default set"
-    return Figure(
-        name="low_traffic_found_pct", value=round(found[ALONE], 1), unit="%", goal=">= 90", how=f"{how} {found[IN_THE_SET]:.1f} %"
-    )
+    how = f"errors 0.05 % -> 0.5 % at 60 requests a minute, within the hour, alone at 1 %; {RUNS:,} runs"
+    beside = f"against stable plus 0.05 %, nine times the traffic, alone {_risen():.0f} % (200 runs)"
+    how = f"{how}; within the default set {found[IN_THE_SET]:.1f} %; {beside}"
+    return Figure(name="low_traffic_found_pct", value=round(found[ALONE], 1), unit="%", goal=">= 90", how=how)
+
+
+def _risen() -> float:
+    """Part of 200 such hours in which the candidate is failed beside stable's 0.05 %."""
+    random, found = np.random.default_rng(SEED), 0
+    for _ in range(200):
+        sides = {"candidate": _hour(random, 0.005, 3600), "stable": _hour(random, 0.0005, 9 * 3600)}
+        asked = error_rate_not_above(name="rise", **sides, rise=0.0005, exclude=0.01, false_alarm=ALONE, miss=0.05)
+        found += asked.outcome is Outcome.FAILED
+    return found / 2
+
+
+def _hour(random: np.random.Generator, rate: float, rows: int) -> Served:
+    return Served(unix_s=np.sort(random.uniform(0, 3600, rows)), ok=random.random(rows) >= rate, latency_ms=np.ones(rows))
 
 
 def _found(rate: float, rows: int, chance: float) -> float:
