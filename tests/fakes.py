@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Row, Rows, SplitView
-from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, Unknown, may_release, mirror_ttl, renewed, taken
+from delivery.director_client import (
+    DirectorUnreachable,
+    LeaseHeld,
+    LeaseLost,
+    Mirrored,
+    ModelView,
+    NotThere,
+    OrdersView,
+    Refused,
+    Row,
+    Rows,
+    SplitView,
+)
+from delivery.order_book import Journal, OrderBook
+from delivery.orders import Order
+from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, NotAllowed, Unknown, may_release, mirror_ttl, renewed, taken
 from delivery.triton import Server
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
+
+
+class NoJournal(Journal):
+    """A journal that remembers nothing, for order books that live as long as their test."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        return []
+
+    def append(self, entry: dict[str, Any]) -> None:
+        self.lines += 1
+
+    def rewrite(self, entries: list[dict[str, Any]]) -> None:
+        self.lines = len(entries)
 
 
 @dataclass(kw_only=True)
@@ -22,6 +53,7 @@ class FakeDirector:
     counters: Mirrored = field(default_factory=lambda: Mirrored(requests=0, failures=0))
     broken: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
+    book: OrderBook = field(default_factory=lambda: OrderBook(NoJournal()))
 
     def serves(self, model: str, *, stable: int | None = None, previous: int | None = None, candidate: int | None = None) -> None:
         """Sets who serves a model."""
@@ -32,10 +64,10 @@ class FakeDirector:
         self._called("model")
         return self._view(model)
 
-    def put_candidate(self, model: str, version: int, http: str, grpc: str) -> ModelView:
+    def put_candidate(self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None) -> ModelView:
         self._called("put_candidate")
         wanted = Backend(version=version, http=http, grpc=grpc)
-        self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model))
+        self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model)).with_slices(slice_header)
         return self._view(model)
 
     def delete_candidate(self, model: str, version: int) -> ModelView:
@@ -86,6 +118,16 @@ class FakeDirector:
         self.traffic[model] = self._of(model).promoted(version)
         return self._view(model)
 
+    def undo(self, model: str, version: int) -> ModelView:
+        self._called("undo")
+        try:
+            self.traffic[model] = self._of(model).undone(version, self.leases.get(model))
+        except Held as error:
+            raise LeaseHeld(str(error), error.holder) from error
+        except NotAllowed as error:
+            raise Refused(str(error)) from error
+        return self._view(model)
+
     def delete_previous(self, model: str) -> ModelView:
         self._called("delete_previous")
         self.traffic[model] = self._of(model).without_previous()
@@ -99,6 +141,47 @@ class FakeDirector:
     def mirrored(self, model: str) -> Mirrored:
         self._called("mirrored")
         return self.counters
+
+    def begin_delivery(self, model: str, version: int, delivery: str) -> OrdersView:
+        self._called("begin_delivery")
+        self.book.begin(model, version, delivery)
+        return self._orders(model)
+
+    def end_delivery(self, model: str, delivery: str) -> OrdersView:
+        self._called("end_delivery")
+        self.book.end(model, delivery)
+        return self._orders(model)
+
+    def orders(self, model: str) -> OrdersView:
+        self._called("orders")
+        return self._orders(model)
+
+    def order(self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None) -> OrdersView:
+        self._called("order")
+        here = self.book.situation(self._of(model), self.leases.get(model))
+        meant = version or here.version_for(action) or 1
+        try:
+            wished = Order(id=order_id, model=model, version=meant, action=action, who=who, why=why)
+            order = self.book.find(wished) or self.book.take(wished, here)
+        except NotAllowed as error:
+            raise Refused(str(error)) from error
+        if action == "abort":
+            self.leases.pop(model, None)
+        if action == "undo":
+            previous = self._of(model).previous
+            self.traffic[model] = self._of(model).undone(previous.version if previous else order.version, None)
+        return self._orders(model)
+
+    def _orders(self, model: str) -> OrdersView:
+        here = self.book.situation(self._of(model), self.leases.get(model))
+        return OrdersView(
+            model=model,
+            delivery=here.delivery,
+            at=here.at,
+            sentence=here.sentence,
+            allowed=here.allowed,
+            orders=self.book.orders(model),
+        )
 
     def _called(self, method: str) -> None:
         if method in self.broken:

@@ -1,31 +1,33 @@
 """Always-valid judges of latency: is the candidate's mean log latency, median or p99 worse than stable's by more than a margin?
 
-The judge of a rollout asks after every second, for hours; the bench asks too. Pure: arrays in, a finding out. It reads no log and no
-policy, and it does not know the share of the traffic: only rows that both versions served (`Served`).
+`rollout_judge` asks after every look, for hours. Pure: columns in, a finding out; the evidence is computed for all seconds in one pass and
+`failed` is said when it crossed at any of them, so the verdict is a function of the rows and not of who looked when.
 
-How it decides. Latencies are taken as logarithms above the floor, so that a unit of measurement cannot matter. The candidate's are lowered
-by the margin; what is then tested is "not slower than stable" (for `failed`) and "not faster than stable" (for `passed`). Rows are grouped
-into blocks of whole seconds that both versions share, and versions are compared within blocks only: a second that is slow for both says
-nothing. The evidence against either claim is an e-process; where it passes 1/alpha, the claim is rejected (Ville 1939). It is computed for
-all seconds in one pass, and `failed` is said when it crossed at any of them: the verdict is a function of the rows, not of who looked when.
+Latencies are taken as logarithms above the floor, so a unit cannot matter. The candidate's are lowered by the margin; what is tested then
+is "not slower than stable" (for `failed`, at 1 + worse) and "not faster than stable" (for `passed`, at 1 + exclude). Rows are grouped into
+blocks, the seconds that both versions share, and the versions are compared within blocks only: a second that is slow for both says
+nothing, and neither does an hour in which the candidate had another share. Where stable has no rows beside the candidate (at 100 %), its
+earlier rows are compared with, at a small part of the budget.
 
-What is exact and what is not. For p99 and independent requests the evidence is an exact e-process (see `_odds_path`). For mean and median
-it is asymptotic: a normal mixture with an estimated variance (Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas 2021, "Time-uniform central
-limit theory and asymptotic confidence sequences") that pays for the estimate as a t-test does. For all three, correlated requests are
-allowed for by a long-run variance from batches that grow with the sample, which is asymptotic again. Simulations: `bench/latencies.py`.
+Mean and median (the share of rows above stable's median): a normal mixture with an estimated long-run variance (Robbins 1970; Waudby-Smith,
+Arbour, Sinha, Kennedy and Ramdas 2021, "Time-uniform central limit theory and asymptotic confidence sequences"). Asymptotic: few blocks
+say nothing, and a prior spread is mixed in. Correlated rows are allowed for by batches of growing length, the largest variance counts.
+p99 (the share of rows above stable's 99th percentile): a product of two-sample E-variables, one a block (Turner, Ly and Grünwald 2021,
+"Generic E-variables for exact sequential k-sample tests that allow for optional stopping"), exact for independent rows whatever the share
+is in each block; of rows above the threshold in a row only the first counts, so bursts do not add up. `bench/latencies.py` simulates both.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from validation.contract import Finding, Outcome
+from validation.error_rates import Tally, surely_above_at, upper_rate
 from validation.findings import inconclusive
 from validation.served import Served
 
@@ -34,116 +36,98 @@ Floats = NDArray[np.float64]
 Whole = NDArray[np.int64]
 
 QUANTILES: dict[str, float] = {"median": 0.5, "p99": 0.99}
-FIRST_ROWS: dict[str, int] = {"median": 20, "p99": 100}
-"""Rows of stable that the first threshold is taken from; before that nothing is said of a quantile."""
+MIN_ROWS: dict[str, int] = {"mean": 10, "median": 20, "p99": 100}
+"""Rows of stable below which nothing is said; a first threshold is taken from so many."""
 
-BLOCK_ROWS = 10
-"""Stable's rows in a block at least: with fewer beside a candidate's row the comparison would mostly be of stable's own chance."""
+MIN_BLOCKS = 6
+"""Blocks with rows of both versions below which nothing is said of a mean: seconds of ordinary traffic."""
 
-MIN_BLOCKS = 5
-"""Blocks with rows of both versions below which nothing is said: five seconds of ordinary traffic."""
+BATCHES = (1, 4, 16, 64)
+MIN_BATCHES = 8
+"""Lengths of batches, in blocks, and how many of one length there must be before its variance counts."""
 
-WINDOW_ROWS = 20_000
-"""Stable's latest rows that a threshold is taken from, and that a candidate without stable beside it is compared with."""
+PRIOR_BLOCKS = 6
+"""Weight, in blocks, of the prior spread of a block."""
 
-REFRESHED_ROWS = 10_000
-"""A threshold is renewed after so many rows of stable, or after a quarter more."""
+PRIOR_SPREAD: dict[str, float] = {"mean": 0.3, "median": 0.5}
+"""Prior standard deviation of one row: of a log latency, of being above the median."""
 
-ALONE_AFTER_S = 10
-"""Seconds without a row of stable after which the candidate is compared with what stable did before."""
+TUNED_ROWS = 12.0
+"""The normal mixture is tightest at about eleven times so many candidate rows."""
 
-ALONE_BUDGET = 0.1
-"""Part of either chance to err that is kept for that comparison (union bound)."""
+FASTER = ((0.02, 0.5), (0.3, 0.4), (0.6, 0.1))
+SLOWER = ((1.7, 0.2), (2.5, 0.5), (5.0, 0.2), (20.0, 0.1))
+"""Alternatives for p99 with their weights: how many times as often the candidate is above. +20 % of log-sigma 0.5 is 2.5 times."""
 
-REQUEST_SPREAD = 0.3
-"""Standard deviation of a request's log latency that is believed before any was seen: a few equal values are no certainty."""
+BLOCK_ROWS, BLOCK_S = 10, 2
+"""A block has so many rows of stable, and of the candidate as many or at least one in so many seconds."""
 
-PRIOR_BATCHES = 3
-"""Weight of that belief, in batches."""
+NEIGHBOURS = 5.0
+"""Rows that follow each other are alike. Within a block that shows in its spread; until batches of several blocks can be compared, a
+variance is raised by the part `NEIGHBOURS` / candidate rows in a block, which covers a correlation of 0.6 (bench.latencies)."""
 
-PRIOR_BLOCKS = 10
-"""Weight, in blocks, of the belief that blocks are as like each other as their requests let expect."""
+ALONE_AFTER_S = 6
+"""Seconds after stable's last row from which on the candidate's rows count as alone."""
 
-EFFECTS: dict[str, float] = {"mean": 0.15, "median": 0.1}
-"""Typical differences that the normal mixtures are tuned to: of log latency, and of the share of requests above stable's median."""
+WINDOW_ROWS = 50_000
+"""Stable's latest rows that a threshold is taken from."""
 
-RATIOS = 1.5 * 2.0 ** np.arange(5)
-"""Alternatives of the mixture for p99: how many times as often the candidate exceeds the threshold. +20 % of log-sigma 0.5 is 2.5."""
+SMALL_SAMPLE = 2.0
+"""A variance of m batches is raised by the part 2 / m: a few of them may be alike by chance."""
+
+MOST = 0.85
+"""Greatest share that a limit may be: alternatives lie above it."""
+
+WORDS = {"mean": "geometric mean", "median": "median", "p99": "99th percentile"}
+
+STABLE_ERRORS = 2.0
+"""Standard errors that stable's share above its own quantile is taken to be off."""
+
+ALONE = 0.15
+"""Part of either chance to err that is kept for seconds without stable beside the candidate (union bound)."""
 
 TIE = 1e-9
-"""Relative difference of latencies that is none: 11 ms is not more than 10 % above 10 ms, whatever the unit."""
-
-_LOOK = "look for the cause in the access log"
-_NEVER = "more of the same would not help: the estimate itself lies beyond the margin"
+"""Relative difference of latencies that is none, so that a unit's rounding decides nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths:
-    """Natural logs of the evidence at the end of each second that has a row, in units of its threshold's log: at 1 or more it is crossed.
+class Blocks:
+    """Rows and the sum of their values by block: `n` and `total` of candidate and stable, each [blocks]."""
 
-    `seconds`: int64, unix time in s. `slower`: against "at most 1 + worse times stable". `faster`: against "at least 1 + exclude times".
-    """
-
-    seconds: Whole
-    slower: Floats
-    faster: Floats
-
-    @property
-    def failed_s(self) -> int | None:
-        """The second, if any, at which the candidate was first surely slower."""
-        return int(self.seconds[np.argmax(self.slower >= 1)]) if (self.slower >= 1).any() else None
-
-    @property
-    def passed(self) -> bool:
-        """Whether a departure by the margin is excluded at the last second."""
-        return bool(len(self.faster) and self.faster[-1] >= 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Timeline:
-    """Both versions' natural-log latencies above the floor, and how many rows each has at the end of each second that has a row."""
-
-    seconds: Whole
-    candidate: Floats
-    stable: Floats
-    candidate_ends: Whole
-    stable_ends: Whole
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Values:
-    """What is averaged, a number a row: log latencies, or 1.0 where a request exceeds its threshold and 0.0 where not."""
-
-    candidate: Floats
-    stable: Floats
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Blocks:
-    """Rows and sums of either version in blocks of whole seconds; `closing` is the index of each block's last second."""
-
-    closing: Whole
-    candidate_ends: Whole
-    stable_ends: Whole
-    candidate_n: Floats
+    n: Floats
+    total: Floats
     stable_n: Floats
-    candidate_sum: Floats
-    stable_sum: Floats
+    stable_total: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Both versions' rows, and a value for each of them: a log latency, or whether it is above a threshold."""
+
+    candidate: Served
+    values: Any
+    stable: Served
+    stable_values: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Path:
+    """Evidence against a claim after each block, in units of its threshold: crossed at 1. `now` is the last."""
+
+    values: Floats
 
     @property
-    def weight(self) -> Floats:
-        """Requests that the block is worth: c s / (c + s), as for any difference of two means (Mantel and Haenszel 1959)."""
-        return self.candidate_n * self.stable_n / np.maximum(self.candidate_n + self.stable_n, 1)
+    def crossed(self) -> bool:
+        return bool((self.values >= 1).any())
 
     @property
-    def score(self) -> Floats:
-        """Candidate's mean minus stable's, times the weight."""
-        apart = self.candidate_sum / np.maximum(self.candidate_n, 1) - self.stable_sum / np.maximum(self.stable_n, 1)
-        return np.asarray(apart * self.weight)
+    def now(self) -> float:
+        return float(self.values[-1]) if len(self.values) else -math.inf
 
 
-def latency_paths(
+def latency_not_worse(
     *,
+    name: str,
     statistic: Statistic,
     candidate: Served,
     stable: Served,
@@ -152,265 +136,237 @@ def latency_paths(
     indifferent_below_ms: float,
     false_alarm: float,
     miss: float,
-) -> Paths:
-    """The evidence at every second that has a row, first to last; see `latency_not_worse`. Both must be readable."""
-    line = _timeline(candidate, stable, indifferent_below_ms)
-    slower = _evidence(statistic, line, worse, 1, false_alarm)
-    return Paths(seconds=line.seconds, slower=slower, faster=_evidence(statistic, line, exclude, -1, miss))
+) -> Finding:
+    """Is the candidate's latency at most (1 + `worse`) times stable's? Passed only when (1 + `exclude`) times is surely excluded.
 
-
-def _timeline(candidate: Served, stable: Served, floor_ms: float) -> _Timeline:
-    ours, theirs = (np.floor(each.unix_s).astype(np.int64) for each in (candidate, stable))
-    seconds = np.union1d(ours, theirs)
-    return _Timeline(
-        seconds=seconds,
-        candidate=np.log(np.maximum(candidate.latency_ms / floor_ms, 1.0)),
-        stable=np.log(np.maximum(stable.latency_ms / floor_ms, 1.0)),
-        candidate_ends=np.searchsorted(ours, seconds, side="right"),
-        stable_ends=np.searchsorted(theirs, seconds, side="right"),
+    `observed` is the ratio of geometric means, medians or 99th percentiles over all rows; what decides is the comparison within blocks.
+    """
+    if not 0 <= worse < exclude or not 0 < false_alarm < 1 or not 0 < miss < 1:
+        raise ValueError(f"worse {worse}, exclude {exclude}, false_alarm {false_alarm}, miss {miss} make no sense together")
+    limit = 1 + worse
+    if not (candidate.readable and stable.readable):
+        why = "a time or latency is missing, not finite, not positive or not in order"
+        return inconclusive(name, why, "look for the cause in the access log", limit=limit, n=len(candidate))
+    if min(len(candidate), len(stable)) < MIN_ROWS[statistic]:
+        seen = f"{len(candidate)} requests of the candidate and {len(stable)} of stable are too few to compare"
+        return inconclusive(name, seen, f"wait for {MIN_ROWS[statistic]} of each", limit=limit, n=len(candidate))
+    logs = Sides(
+        candidate=candidate,
+        values=_logs(candidate, indifferent_below_ms),
+        stable=stable,
+        stable_values=_logs(stable, indifferent_below_ms),
+    )
+    slower = paths(statistic, logs, margin=math.log1p(worse), chance=false_alarm, slower=True)
+    faster = paths(statistic, logs, margin=math.log1p(exclude), chance=miss, slower=False)
+    surely, shown = any(each.crossed for each in slower), max(each.now for each in faster)
+    outcome = Outcome.FAILED if surely else Outcome.PASSED if shown >= 1 else Outcome.INCONCLUSIVE
+    claim = (
+        f"{1 + exclude:.2f} times is excluded",
+        f"neither surely above {limit:.2f} nor surely below {1 + exclude:.2f} times",
+        f"surely more than {limit:.2f} times",
+    )
+    ratio = math.exp(min(_value(statistic, logs.values) - _value(statistic, logs.stable_values), 700))
+    return Finding(
+        name=name,
+        outcome=outcome,
+        why=f"{WORDS[statistic]} {ratio:.3f} times stable's over {len(candidate)} requests, {claim[outcome]}",
+        observed=ratio,
+        limit=limit,
+        n=len(candidate),
+        advice=_advice(len(candidate), shown) if outcome is Outcome.INCONCLUSIVE else None,
     )
 
 
-def _evidence(statistic: Statistic, line: _Timeline, margin: float, sign: int, chance: float) -> Floats:
-    """The greater of the evidence beside stable and without it, each in units of its own threshold; `sign` 1: slower, -1: faster."""
-    beside = _beside(statistic, line, margin, sign) / math.log(1 / (chance * (1 - ALONE_BUDGET)))
-    alone = _alone(statistic, line, margin, sign, chance * ALONE_BUDGET)
-    return np.maximum(beside, alone)
+def _advice(n: int, shown: float) -> str:
+    """Evidence grows about with the number of rows."""
+    if shown <= 0.01:
+        return "wait for more requests; if it stays so, the estimate lies near or beyond the margin, and more would not help"
+    return f"about {math.ceil(n * (1 / shown - 1))} more requests like these would settle it"
 
 
-# Beside stable
+def _value(statistic: Statistic, logs: Floats) -> float:
+    return float(logs.mean() if statistic == "mean" else np.quantile(logs, QUANTILES[statistic]))
 
 
-def _beside(statistic: Statistic, line: _Timeline, margin: float, sign: int) -> Floats:
-    """Log evidence at each second: that of the last block which closed by then."""
+def _logs(served: Served, floor_ms: float) -> Floats:
+    """Natural logs above the floor; without a floor, of the latency itself."""
+    return np.asarray(np.log(np.maximum(served.latency_ms, floor_ms)))
+
+
+def paths(statistic: Statistic, logs: Sides, *, margin: float, chance: float, slower: bool) -> tuple[Path, Path]:
+    """Evidence beside stable, and alone: each with its part of the chance. `margin` is a log; `logs` holds log latencies."""
+    lowered = replace(logs, values=logs.values - margin)
+    beside, alone = (1 - ALONE) * chance, ALONE * chance
     if statistic == "mean":
-        values = _Values(candidate=line.candidate - math.log1p(margin), stable=line.stable)
-    else:
-        line, values = _exceeding(statistic, line, margin)
-    blocks = _blocks(line, values)
-    at_blocks = _odds_path(blocks, values, sign) if statistic == "p99" else _normal_path(statistic, blocks, values, sign)
-    at_blocks = np.where(np.cumsum(blocks.weight > 0) >= MIN_BLOCKS, at_blocks, -math.inf)
-    closed = np.searchsorted(blocks.closing, np.arange(len(line.seconds)), side="right")
-    return np.concatenate([[-math.inf], at_blocks])[closed]
-
-
-def _blocks(line: _Timeline, values: _Values) -> _Blocks:
-    """A block closes with the second in which stable's count passes a multiple of `BLOCK_ROWS`: later rows move no block."""
-    tens = line.stable_ends // BLOCK_ROWS
-    closing = np.flatnonzero(np.diff(tens, prepend=0) > 0)
-    ours, theirs = line.candidate_ends[closing], line.stable_ends[closing]
-    return _Blocks(
-        closing=closing,
-        candidate_ends=ours,
-        stable_ends=theirs,
-        candidate_n=np.diff(ours, prepend=0).astype(float),
-        stable_n=np.diff(theirs, prepend=0).astype(float),
-        candidate_sum=_sums(values.candidate, ours),
-        stable_sum=_sums(values.stable, theirs),
+        normal = _normal_path(_grouped(lowered), PRIOR_SPREAD[statistic], beside, slower=slower)
+        return normal, _alone_mean(lowered, alone, slower=slower)
+    above = _above(statistic, lowered, slower=slower)
+    paired = (
+        _odds_path(_grouped(above, first_of_bursts=True), beside, slower=slower)
+        if statistic == "p99"
+        else _normal_path(_grouped(above), PRIOR_SPREAD[statistic], beside, slower=slower)
     )
+    return paired, _alone_share(above, QUANTILES[statistic], alone, slower=slower)
 
 
-def _sums(values: Floats, ends: Whole) -> Floats:
-    return np.diff(np.concatenate([[0.0], np.cumsum(values)])[ends], prepend=0.0)
-
-
-def _normal_path(statistic: Statistic, blocks: _Blocks, values: _Values, sign: int) -> Floats:
-    """Log evidence of a difference of means: a normal mixture on the summed scores, whose variance is weight times long-run variance."""
-    weight = np.cumsum(blocks.weight)
-    spread = REQUEST_SPREAD if statistic == "mean" else 0.5
-    ours, batches = _long_run(values.candidate, blocks.candidate_ends, spread)
-    theirs, _ = _long_run(values.stable, blocks.stable_ends, spread)
-    variance = _with_blocks(blocks, np.maximum(ours, theirs))
-    return _mixture(sign * np.cumsum(blocks.score), weight, variance, batches, EFFECTS[statistic])
-
-
-def _long_run(values: Floats, counts: Whole, spread: float | Floats) -> tuple[Floats, Floats]:
-    """Variance that a request adds to a sum of the first `counts` rows, correlation included, and the batches that it is seen in.
-
-    Batches of K rows in order, K the power of two nearest to half the root of the count; half the mean square of the differences between
-    neighbours, over K (von Neumann 1941): what drifts slowly does not count, and as K grows all shorter correlation does.
-    """
-    sizes = np.rint(np.log2(np.maximum(np.sqrt(counts) / 2, 1))).astype(int)
-    squares, batches = np.zeros(len(counts)), np.zeros(len(counts))
-    for power in range(int(sizes.max(initial=0)) + 1):
-        at = sizes == power
-        size = 1 << power
-        whole = int(counts[at].max(initial=0)) // size
-        sums = values[: whole * size].reshape(whole, size).sum(axis=1)
-        steps = np.concatenate([[0.0], np.cumsum(np.diff(sums) ** 2) / (2 * size)])
-        batches[at] = np.maximum(counts[at] // size - 1, 0)
-        squares[at] = steps[batches[at].astype(int)]
-    return (squares + PRIOR_BATCHES * spread**2) / (batches + PRIOR_BATCHES), batches
-
-
-def _with_blocks(blocks: _Blocks, variance: Floats) -> Floats:
-    """The variance, or what the blocks show if that is more: a version's own slow second hits many requests at once."""
-    scored = np.flatnonzero(blocks.weight > 0)
-    scores = blocks.score[scored] / np.sqrt(blocks.weight[scored])
-    squares, count = np.zeros(len(variance)), np.zeros(len(variance))
-    squares[scored[1:]], count[scored[1:]] = np.diff(scores) ** 2 / 2, 1
-    shown = (np.cumsum(squares) + PRIOR_BLOCKS * variance) / (np.cumsum(count) + PRIOR_BLOCKS)
-    return np.maximum(variance, shown)
-
-
-def _mixture(score: Floats, weight: Floats, variance: Floats, batches: Floats, effect: float) -> Floats:
-    """Log of the evidence that a sum of this weight has a mean above 0: likelihood ratios averaged over a half-normal prior of effects.
-
-    With Z the sum in standard deviations and u the prior's variance in units of the estimate's, it is
-    2 Phi(Z sqrt(w)) (1 + u)^(-1/2) exp(w Z^2 / 2) with w = u / (1 + u) (Robbins 1970; Howard, Ramdas, McAuliffe and Sekhon 2021,
-    "Time-uniform, nonparametric, nonasymptotic confidence sequences", section 3.2). The exponential is taken as for Student's t with as
-    many degrees of freedom as batches (Lai 1976; Wang and Ramdas 2025, "Anytime-valid t-tests and confidence sequences for Gaussian means
-    with unknown variance"), and 2 Phi(x) as its lower bound 1 + sqrt(1 - exp(-x^2 / 2)).
-    """
-    u = weight * effect**2 / variance
-    shrunk = u / (1 + u)
-    squared = np.divide(score**2, weight * variance, out=np.zeros(len(score)), where=weight > 0)
-    student = -(batches + 1) / 2 * np.log1p(-shrunk * squared / (squared + np.maximum(batches, 1)))
-    tail = np.log1p(np.sqrt(-np.expm1(-shrunk * squared / 2)))
-    return np.asarray(np.where(score > 0, student + tail, 0.0) - np.log1p(u) / 2)
-
-
-# Above a threshold
-
-
-def _exceeding(statistic: Statistic, line: _Timeline, margin: float) -> tuple[_Timeline, _Values]:
-    """Which requests exceed stable's quantile, the candidate's lowered by the margin; from the first second on that has a threshold.
-
-    The threshold of a second is taken from stable's rows before it: betting on what follows is fair whatever the threshold
-    (Howard and Ramdas 2022, "Sequential estimation of quantiles with applications to A/B testing and best-arm identification").
-    """
-    before = np.concatenate([[0], line.stable_ends])[: len(line.seconds)]
-    renewed, thresholds = _thresholds(statistic, line.stable)
-    which = np.searchsorted(renewed, before, side="right")
-    rest, at = _since(line, int(np.searchsorted(which, 1))), np.concatenate([[math.nan], thresholds])[which]
-    ours = np.repeat(at, np.diff(rest.candidate_ends, prepend=0))
-    theirs = np.repeat(at, np.diff(rest.stable_ends, prepend=0))
-    return rest, _Values(candidate=_above(rest.candidate - math.log1p(margin), ours), stable=_above(rest.stable, theirs))
-
-
-def _above(logs: Floats, threshold: Floats | float) -> Floats:
-    return (logs > threshold + TIE).astype(float)
-
-
-def _thresholds(statistic: Statistic, logs: Floats) -> tuple[Whole, Floats]:
-    """Counts of rows at which the threshold is renewed, and the quantile of the last `WINDOW_ROWS` rows before each."""
-    renewed, count = [], FIRST_ROWS[statistic]
-    while count <= len(logs):
-        renewed.append(count)
-        count = min(count + -(-count // 4), count + REFRESHED_ROWS)
-    found = [_quantile(logs[max(0, count - WINDOW_ROWS) : count], QUANTILES[statistic]) for count in renewed]
-    return np.array(renewed, dtype=np.int64), np.array(found)
-
-
-def _quantile(values: Floats, level: float) -> float:
-    """The smallest value that at least this share of the values does not exceed: always one of them."""
-    rank = max(math.ceil(level * len(values)) - 1, 0)
-    return float(np.partition(values, rank)[rank])
-
-
-def _since(line: _Timeline, start: int) -> _Timeline:
-    """Without the rows of the seconds before this index; the seconds stay, empty, so that paths keep their length."""
-    ours, theirs = (int(ends[start - 1]) if start else 0 for ends in (line.candidate_ends, line.stable_ends))
-    return _Timeline(
-        seconds=line.seconds,
-        candidate=line.candidate[ours:],
-        stable=line.stable[theirs:],
-        candidate_ends=np.maximum(line.candidate_ends - ours, 0),
-        stable_ends=np.maximum(line.stable_ends - theirs, 0),
-    )
-
-
-def _odds_path(blocks: _Blocks, values: _Values, sign: int) -> Floats:
-    """Log evidence that the candidate exceeds thresholds more often than stable does (`sign` -1: less often), averaged over `RATIOS`.
-
-    Of a block's exceedances a share p = c / (c + s) would be the candidate's if the rates were equal, r p / (1 + p (r - 1)) were its rate
-    r times stable's; the evidence is the product of the likelihood ratios. For independent requests it is an exact e-process, whatever
-    the rates and however they move: a block's factor is expected to be at most exp(q (r - 1) (c (1 - p) - s p) / (1 + p (r - 1))) = 1 at
-    rate q of both (1 + x <= exp(x); the idea is that of Turner, Ly and Grunwald 2021, "Generic e-variables for exact sequential k-sample
-    tests that allow for optional stopping"). Its log is divided by how much more than independent requests the counts vary.
-    """
-    hits, both = blocks.candidate_sum, blocks.candidate_sum + blocks.stable_sum
-    share = blocks.candidate_n / np.maximum(blocks.candidate_n + blocks.stable_n, 1)
-    ratios = RATIOS**sign
-    gains = np.stack([np.cumsum(hits * math.log(r) - both * np.log1p(share * (r - 1))) for r in ratios])
-    gains /= np.maximum(_clustering(values.candidate, blocks.candidate_ends), _clustering(values.stable, blocks.stable_ends))
-    return np.asarray(np.logaddexp.reduce(gains, axis=0) - math.log(len(ratios)))
-
-
-def _clustering(exceeded: Floats, counts: Whole) -> Floats:
-    """How many times as much as independent requests' the count of exceedances varies, at least 1."""
-    rate = np.concatenate([[0.0], np.cumsum(exceeded)])[counts] / np.maximum(counts, 1)
-    alone = np.maximum(rate * (1 - rate), 1 / np.maximum(counts, 1))
-    return np.maximum(_long_run(exceeded, counts, np.sqrt(alone))[0] / alone, 1.0)
-
-
-# Without stable beside it
+# Blocks and thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Lonely:
-    """The candidate's rows without stable beside them, how many there are at each second, and stable's last rows before the first."""
+class _Threshold:
+    """Stable's quantile as it was known: `values[i]` from `since_s[i]` on. Taken anew whenever stable has half as many rows more."""
 
-    candidate: Floats
-    ends: Whole
-    stable: Floats
+    quantile: float
+    since_s: Floats
+    values: Floats
+
+    @classmethod
+    def of(cls, stable: Served, logs: Floats, quantile: float, first: int) -> _Threshold:
+        counts = [first]
+        while counts[-1] * 1.5 <= len(logs):
+            counts.append(int(counts[-1] * 1.5))
+        values = [float(np.quantile(logs[max(0, n - WINDOW_ROWS) : n], quantile, method="inverted_cdf")) for n in counts]
+        since_s = [float(stable.unix_s[n - 1]) for n in counts]
+        return cls(quantile=quantile, since_s=np.array(since_s), values=np.array(values))
+
+    def of_rows(self, served: Served) -> Floats:
+        """For each row what was known before it; for those before anything was, the first."""
+        places = np.searchsorted(self.since_s, served.unix_s, side="left") - 1
+        return np.asarray(self.values[np.maximum(places, 0)])
 
 
-def _alone(statistic: Statistic, line: _Timeline, margin: float, sign: int, chance: float) -> Floats:
-    """Evidence, in units of its threshold, from candidate's rows since stable fell silent, against stable's last rows before that.
+def _above(statistic: Statistic, logs: Sides, *, slower: bool) -> Sides:
+    """Which rows are above stable's quantile; a tie counts against whatever is claimed."""
+    at = _Threshold.of(logs.stable, logs.stable_values, QUANTILES[statistic], MIN_ROWS[statistic])
+    above = logs.values > at.of_rows(logs.candidate) + (TIE if slower else -TIE)
+    return replace(logs, values=above, stable_values=logs.stable_values >= at.of_rows(logs.stable) - TIE)
 
-    Nothing is shared there: what changed in the traffic itself counts for or against the candidate.
+
+def _grouped(sides: Sides, *, first_of_bursts: bool = False) -> Blocks:
+    """Seconds in a row until both versions have rows enough; what is not complete yet is left out."""
+    seconds = [np.floor(each.unix_s).astype(np.int64) for each in (sides.candidate, sides.stable)]
+    known, ends = _block_ends(*seconds)
+    sums = []
+    for each, row in zip(seconds, (sides.values, sides.stable_values), strict=True):
+        place = np.searchsorted(ends, np.searchsorted(known, each))
+        kept = (place < len(ends)) & (_unpreceded(row) if first_of_bursts else True)
+        sums += [np.bincount(place[kept], minlength=len(ends)).astype(float)]
+        sums += [np.bincount(place[kept], np.asarray(row, float)[kept], len(ends))]
+    return Blocks(n=sums[0], total=sums[1], stable_n=sums[2], stable_total=sums[3])
+
+
+def _block_ends(candidate_s: Whole, stable_s: Whole) -> tuple[Whole, Whole]:
+    """All seconds with rows, in order, and the places among them of those that end a block. Only numbers of rows decide."""
+    known = np.union1d(candidate_s, stable_s)
+    counts = [np.bincount(np.searchsorted(known, each), minlength=len(known)).tolist() for each in (candidate_s, stable_s)]
+    ends, here, there, start_s = [], 0, 0, int(known[0])
+    for place, (second, n, stable_n) in enumerate(zip(known.tolist(), *counts, strict=True)):
+        here, there = here + n, there + stable_n
+        if there >= BLOCK_ROWS and (here >= BLOCK_ROWS or (here and second - start_s >= BLOCK_S - 1)):
+            ends.append(place)
+            here, there, start_s = 0, 0, second + 1
+    return known, np.array(ends, np.int64)
+
+
+def _unpreceded(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows whose predecessor was not above."""
+    return np.concatenate([[True], ~above[:-1]])[: len(above)]
+
+
+# Evidence
+
+
+def _normal_path(blocks: Blocks, prior: float, chance: float, *, slower: bool) -> Path:
+    weight = blocks.n * blocks.stable_n / (blocks.n + blocks.stable_n)
+    gaps = blocks.total / np.maximum(blocks.n, 1) - blocks.stable_total / np.maximum(blocks.stable_n, 1)
+    rows = np.cumsum(weight)
+    mean = np.cumsum(weight * gaps) / np.maximum(rows, 1e-300)
+    before = np.concatenate([mean[:1], mean[:-1]])
+    variance = _long_run_variance(weight * (gaps - before), weight, blocks.n, prior)
+    values = (1 if slower else -1) * rows * mean / _boundary(rows, variance, chance)
+    values[: MIN_BLOCKS - 1] = -np.inf
+    return Path(values=values)
+
+
+def _boundary(rows: Floats, variance: Floats, chance: float) -> Floats:
+    """Of a sum of so many rows: the two-sided normal mixture at twice the chance, one side of it."""
+    reach = rows + TUNED_ROWS
+    return np.asarray(np.sqrt(variance * reach * (np.log(reach / TUNED_ROWS) + 2 * math.log(1 / (2 * chance)))))
+
+
+def _long_run_variance(residuals: Floats, weight: Floats, rows_of: Floats, prior: float) -> Floats:
+    """Per row, after each block: the largest that batches of any length show, the prior mixed in. `rows_of`: candidate rows a block."""
+    blocks = np.arange(1, len(weight) + 1)
+    believed = PRIOR_BLOCKS * np.cumsum(weight) / blocks
+    largest = np.zeros(len(weight))
+    for length in BATCHES:
+        batches = len(weight) // length
+        if batches < MIN_BATCHES and length > 1:
+            break
+        squares = residuals[: batches * length].reshape(batches, length).sum(axis=1) ** 2
+        weights = weight[: batches * length].reshape(batches, length).sum(axis=1)
+        done = blocks // length
+        spread, rows = (np.concatenate([[0.0], np.cumsum(each)])[done] for each in (squares, weights))
+        estimate = (spread + believed * prior**2) / np.maximum(rows + believed, 1e-300) * (1 + SMALL_SAMPLE / np.maximum(done, 1))
+        largest = np.maximum(largest, np.where((done >= MIN_BATCHES) | (length == 1), estimate, 0.0))
+    raised = 1 + NEIGHBOURS * blocks / np.maximum(np.cumsum(rows_of), 1e-300)
+    return np.where(blocks < MIN_BATCHES * BATCHES[1], raised, 1.0) * largest
+
+
+def _odds_path(blocks: Blocks, chance: float, *, slower: bool) -> Path:
+    """Mixture over how many times as often the candidate is above the threshold; each block is bet on with its own numbers of rows."""
+    share = 1 - QUANTILES["p99"]
+    terms = []
+    for times, weight in SLOWER if slower else FASTER:
+        here, there = times * share, share
+        both = (blocks.n * here + blocks.stable_n * there) / np.maximum(blocks.n + blocks.stable_n, 1)
+        both = np.where(both > 0, both, share)
+        above, below = blocks.total, blocks.n - blocks.total
+        stable_above, stable_below = blocks.stable_total, blocks.stable_n - blocks.stable_total
+        gains = above * np.log(here / both) + below * np.log((1 - here) / (1 - both))
+        gains += stable_above * np.log(there / both) + stable_below * np.log((1 - there) / (1 - both))
+        terms.append(math.log(weight) + np.cumsum(gains))
+    evidence: Floats = np.logaddexp.reduce(np.array(terms), axis=0)
+    return Path(values=evidence / math.log(1 / chance))
+
+
+def _alone_mean(logs: Sides, chance: float, *, slower: bool) -> Path:
+    """The candidate's rows after stable's last, against all of stable's: a confidence sequence for each, at half of the chance."""
+    alone = logs.candidate.unix_s > logs.stable.unix_s[-1] + ALONE_AFTER_S
+    if alone.sum() < MIN_ROWS["mean"]:
+        return Path(values=np.empty(0))
+    value, width = _sequence(*_by_second(logs.stable, logs.stable_values), chance / 2)
+    values, widths = _sequence(*_by_second(logs.candidate.where(alone), logs.values[alone]), chance / 2)
+    evidence = (values - value[-1] if slower else value[-1] - values) / (widths + width[-1])
+    evidence[: MIN_BLOCKS - 1] = -np.inf
+    return Path(values=evidence)
+
+
+def _by_second(served: Served, values: Floats) -> tuple[Floats, Floats]:
+    """Number of rows and their sum, by second."""
+    _, places = np.unique(np.floor(served.unix_s), return_inverse=True)
+    return np.bincount(places).astype(np.float64), np.bincount(places, values).astype(np.float64)
+
+
+def _sequence(n: Floats, total: Floats, chance: float) -> tuple[Floats, Floats]:
+    """Running mean and the width of its confidence sequence, by second."""
+    rows = np.cumsum(n)
+    mean = np.cumsum(total) / rows
+    before = np.concatenate([mean[:1], mean[:-1]])
+    return mean, _boundary(rows, _long_run_variance(total - n * before, n, n, PRIOR_SPREAD["mean"]), chance) / rows
+
+
+def _alone_share(above: Sides, quantile: float, chance: float, *, slower: bool) -> Path:
+    """The candidate's rows against the share that stable has above its own quantile, give or take what its number of rows leaves open.
+
+    For `slower`, rows after stable's last. For `faster` all: where most latencies lie at the floor, no block tells the versions apart.
     """
-    lonely = _lonely(line, margin)
-    if lonely is None:
-        return np.full(len(line.seconds), -math.inf)
-    if statistic == "p99":
-        return _rate_path(lonely, sign, chance)
-    if statistic == "median":
-        threshold = _quantile(lonely.stable, QUANTILES[statistic])
-        lonely = _Lonely(candidate=_above(lonely.candidate, threshold), ends=lonely.ends, stable=_above(lonely.stable, threshold))
-    return _against_baseline(statistic, lonely, sign) / math.log(1 / chance)
-
-
-def _lonely(line: _Timeline, margin: float) -> _Lonely | None:
-    """None while stable never was silent for `ALONE_AFTER_S`, or had too few rows before."""
-    stable_n, candidate_n = np.diff(line.stable_ends, prepend=0), np.diff(line.candidate_ends, prepend=0)
-    heard = np.maximum.accumulate(np.where(stable_n > 0, np.arange(len(line.seconds)), -1))
-    silent = (heard >= 0) & (line.seconds - line.seconds[heard] >= ALONE_AFTER_S)
-    first = int(line.stable_ends[np.argmax(silent)]) if silent.any() else 0
-    if first < max(FIRST_ROWS.values()):
-        return None
-    kept = np.repeat(silent, candidate_n)
-    ends = np.cumsum(np.where(silent, candidate_n, 0))
-    return _Lonely(candidate=line.candidate[kept] - math.log1p(margin), ends=ends, stable=line.stable[max(0, first - WINDOW_ROWS) : first])
-
-
-def _against_baseline(statistic: Statistic, lonely: _Lonely, sign: int) -> Floats:
-    """The scores of two samples of which one grows have independent increments (Jennison and Turnbull 1997, "Group-sequential analysis
-    incorporating covariate information"), so the same mixture holds."""
-    spread, rows = (REQUEST_SPREAD if statistic == "mean" else 0.5), len(lonely.stable)
-    weight = lonely.ends * rows / (lonely.ends + rows)
-    mean = np.concatenate([[0.0], np.cumsum(lonely.candidate)])[lonely.ends] / np.maximum(lonely.ends, 1)
-    ours, batches = _long_run(lonely.candidate, lonely.ends, spread)
-    theirs, _ = _long_run(lonely.stable, np.array([rows]), spread)
-    score = sign * weight * (mean - lonely.stable.mean())
-    return _mixture(score, weight, np.maximum(ours, theirs), batches, EFFECTS[statistic])
-
-
-def _rate_path(lonely: _Lonely, sign: int, chance: float) -> Floats:
-    """Of p99: half the chance bounds stable's rate of exceeding its own quantile, half is for the candidate's being beyond that bound."""
-    threshold = _quantile(lonely.stable, QUANTILES["p99"])
-    theirs, ours = _above(lonely.stable, threshold), _above(lonely.candidate, threshold)
-    clustering = np.maximum(_clustering(theirs, np.array([len(theirs)])), _clustering(ours, lonely.ends))
-    bound = _rate_bound(float(theirs.mean()), len(theirs) / float(_clustering(theirs, np.array([len(theirs)]))[0]), sign, chance / 2)
-    hits = np.concatenate([[0.0], np.cumsum(ours)])[lonely.ends]
-    rates = np.minimum(RATIOS**sign * bound, (1 + bound) / 2)
-    gains = np.stack([hits * math.log(r / bound) + (lonely.ends - hits) * math.log((1 - r) / (1 - bound)) for r in rates])
-    return np.asarray((np.logaddexp.reduce(gains / clustering, axis=0) - math.log(len(rates))) / math.log(2 / chance))
-
-
-def _rate_bound(rate: float, rows: float, sign: int, chance: float) -> float:
-    """Bound of a share seen in so many independent rows (Wilson 1927), a row more on the far side for counts being whole."""
-    z, seen = NormalDist().inv_cdf(1 - chance), min(max(rate + sign / rows, 0.0), 1.0)
-    middle, width = seen + z * z / (2 * rows), z * math.sqrt(seen * (1 - seen) / rows + z * z / (4 * rows * rows))
-    return min(max((middle + sign * width) / (1 + z * z / rows), 1e-9), 0.5)
+    share = 1 - quantile
+    error = STABLE_ERRORS * math.sqrt(quantile * share / len(above.stable_values))
+    if slower:
+        late = above.candidate.unix_s > above.stable.unix_s[-1] + ALONE_AFTER_S
+        failed_at = surely_above_at(above.values[late], min(share + error, MOST), chance)
+        return Path(values=np.array([-math.inf if failed_at is None else 1.0]))
+    least = min(share, float(np.mean(above.stable_values))) - error
+    highest = upper_rate(Tally.of(above.values), chance)
+    return Path(values=np.array([least / highest if least > 0 else -math.inf]))
