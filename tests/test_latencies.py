@@ -120,6 +120,47 @@ def test_with_all_of_the_traffic_a_gross_slowdown_is_still_seen(statistic):
     assert judged(joined(before[0], like), before[1], statistic).outcome is Outcome.PASSED
 
 
+def paused(each: Served, starts_s, length_s=0.3) -> Served:
+    """Requests that begin in a pause wait for its end as well."""
+    ends_s = np.asarray(starts_s)[np.searchsorted(starts_s, each.unix_s, side="right") - 1] + length_s
+    waited_s = np.where(each.unix_s >= starts_s[0], np.maximum(ends_s - each.unix_s, 0), 0)
+    return Served(unix_s=each.unix_s, ok=each.ok, latency_ms=each.latency_ms + 1000 * waited_s)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+@pytest.mark.parametrize("shared", [True, False], ids=["one machine", "two machines"])
+def test_pauses_that_hit_both_alike_are_nobodys_fault(share, shared):
+    """A pause hits dozens of stable's requests in a row and one or two of a thin candidate's: that is the same rate of slow requests."""
+    failed = 0
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        pauses = [np.cumsum(random.exponential(10, 60)) for _ in range(2)]
+        candidate = paused(served(200 * share, 120, seed=2 * seed), pauses[0])
+        stable = paused(served(200 * (1 - share), 120, seed=2 * seed + 1), pauses[0 if shared else 1])
+        failed += judged(candidate, stable, "p99").outcome is Outcome.FAILED
+    assert failed <= 1
+
+
+def test_one_pause_is_one_event():
+    """However many requests it hits, a p99 is not surely worse for it."""
+    assert judged(paused(served(100, 60, seed=1), [20.0], 2.0), served(100, 60, seed=2), "p99").outcome is not Outcome.FAILED
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_a_wave_that_both_share_is_nobodys_fault_when_stable_has_left(statistic):
+    """All latencies rise and fall by a quarter within seconds, while the candidate has all of the traffic: a wave is no trend."""
+    failed = 0
+    for seed in range(20):
+        wave = np.repeat(np.exp(0.25 * np.random.default_rng(seed).normal(size=130)), 2)
+
+        def waved(each: Served, wave=wave) -> Served:
+            return Served(unix_s=each.unix_s, ok=each.ok, latency_ms=each.latency_ms * wave[each.unix_s.astype(int)])
+
+        candidate = joined(served(10, 60, seed=3 * seed), served(100, 60, start_s=61, seed=3 * seed + 1))
+        failed += judged(waved(candidate), waved(served(90, 60, seed=3 * seed + 2)), statistic).outcome is Outcome.FAILED
+    assert failed <= 1
+
+
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_answers_faster_than_the_floor_are_equally_good(statistic):
     """3 ms against 1 ms, where all below 10 ms is alike: passed."""

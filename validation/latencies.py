@@ -14,7 +14,9 @@ Arbour, Sinha, Kennedy and Ramdas 2021, "Time-uniform central limit theory and a
 say nothing, and a prior spread is mixed in. Correlated rows are allowed for by batches of growing length, the largest variance counts.
 p99 (the share of rows above stable's 99th percentile): a product of two-sample E-variables, one a block (Turner, Ly and Grünwald 2021,
 "Generic E-variables for exact sequential k-sample tests that allow for optional stopping"), exact for independent rows whatever the share
-is in each block; of rows above the threshold in a row only the first counts, so bursts do not add up. `bench/latencies.py` simulates both.
+is in each block. Slow requests come in bursts: the log of that evidence is divided by how much more than independent rows the counts vary.
+(To count only the first of a burst will not do: a pause that hits both hits a row of a thin candidate and dozens of stable's in a row,
+which would then be one against one.) `bench/latencies.py` simulates all of it.
 """
 
 from __future__ import annotations
@@ -49,14 +51,14 @@ MIN_BATCHES = 8
 PRIOR_BLOCKS = 6
 """Weight, in blocks, of the prior spread of a block."""
 
-PRIOR_SPREAD: dict[str, float] = {"mean": 0.3, "median": 0.5}
-"""Prior standard deviation of one row: of a log latency, of being above the median."""
+PRIOR_SPREAD: dict[str, float] = {"mean": 0.3, "median": 0.5, "p99": 0.1}
+"""Prior standard deviation of one row: of a log latency, of being above the quantile."""
 
 TUNED_ROWS = 12.0
 """The normal mixture is tightest at about eleven times so many candidate rows."""
 
 FASTER = ((0.02, 0.5), (0.3, 0.4), (0.6, 0.1))
-SLOWER = ((1.7, 0.2), (2.5, 0.5), (5.0, 0.2), (20.0, 0.1))
+SLOWER = ((1.7, 0.15), (2.5, 0.6), (5.0, 0.15), (20.0, 0.1))
 """Alternatives for p99 with their weights: how many times as often the candidate is above. +20 % of log-sigma 0.5 is 2.5 times."""
 
 BLOCK_ROWS, BLOCK_S = 10, 2
@@ -74,6 +76,10 @@ WINDOW_ROWS = 50_000
 
 SMALL_SAMPLE = 2.0
 """A variance of m batches is raised by the part 2 / m: a few of them may be alike by chance."""
+
+SURE_ERRORS = 1.5
+"""Standard errors by which p99's counts must vary more than independent rows' before that counts: a rare event's variance is a rough
+number, and the greatest of several would cost independent traffic a fifth of its power (so it costs 3 %)."""
 
 MOST = 0.85
 """Greatest share that a limit may be: alternatives lie above it."""
@@ -199,14 +205,15 @@ def paths(statistic: Statistic, logs: Sides, *, margin: float, chance: float, sl
     beside, alone = (1 - ALONE) * chance, ALONE * chance
     if statistic == "mean":
         normal = _normal_path(_grouped(lowered), PRIOR_SPREAD[statistic], beside, slower=slower)
-        return normal, _alone_mean(lowered, alone, slower=slower)
+        return normal, _alone_mean(lowered, PRIOR_SPREAD[statistic], alone, slower=slower)
     above = _above(statistic, lowered, slower=slower)
     paired = (
-        _odds_path(_grouped(above, first_of_bursts=True), beside, slower=slower)
+        _odds_path(above, beside, slower=slower)
         if statistic == "p99"
         else _normal_path(_grouped(above), PRIOR_SPREAD[statistic], beside, slower=slower)
     )
-    return paired, _alone_share(above, QUANTILES[statistic], alone, slower=slower)
+    late = _alone_above(statistic, above, alone) if slower else _alone_below(above, QUANTILES[statistic], alone)
+    return paired, late
 
 
 # Blocks and thresholds
@@ -242,14 +249,14 @@ def _above(statistic: Statistic, logs: Sides, *, slower: bool) -> Sides:
     return replace(logs, values=above, stable_values=logs.stable_values >= at.of_rows(logs.stable) - TIE)
 
 
-def _grouped(sides: Sides, *, first_of_bursts: bool = False) -> Blocks:
+def _grouped(sides: Sides) -> Blocks:
     """Seconds in a row until both versions have rows enough; what is not complete yet is left out."""
     seconds = [np.floor(each.unix_s).astype(np.int64) for each in (sides.candidate, sides.stable)]
     known, ends = _block_ends(*seconds)
     sums = []
     for each, row in zip(seconds, (sides.values, sides.stable_values), strict=True):
         place = np.searchsorted(ends, np.searchsorted(known, each))
-        kept = (place < len(ends)) & (_unpreceded(row) if first_of_bursts else True)
+        kept = place < len(ends)
         sums += [np.bincount(place[kept], minlength=len(ends)).astype(float)]
         sums += [np.bincount(place[kept], np.asarray(row, float)[kept], len(ends))]
     return Blocks(n=sums[0], total=sums[1], stable_n=sums[2], stable_total=sums[3])
@@ -266,11 +273,6 @@ def _block_ends(candidate_s: Whole, stable_s: Whole) -> tuple[Whole, Whole]:
             ends.append(place)
             here, there, start_s = 0, 0, second + 1
     return known, np.array(ends, np.int64)
-
-
-def _unpreceded(above: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Rows whose predecessor was not above."""
-    return np.concatenate([[True], ~above[:-1]])[: len(above)]
 
 
 # Evidence
@@ -313,33 +315,110 @@ def _long_run_variance(residuals: Floats, weight: Floats, rows_of: Floats, prior
     return np.where(blocks < MIN_BATCHES * BATCHES[1], raised, 1.0) * largest
 
 
-def _odds_path(blocks: Blocks, chance: float, *, slower: bool) -> Path:
+def _odds_path(above: Sides, chance: float, *, slower: bool) -> Path:
     """Mixture over how many times as often the candidate is above the threshold; each block is bet on with its own numbers of rows."""
-    share = 1 - QUANTILES["p99"]
-    terms = []
-    for times, weight in SLOWER if slower else FASTER:
-        here, there = times * share, share
-        both = (blocks.n * here + blocks.stable_n * there) / np.maximum(blocks.n + blocks.stable_n, 1)
-        both = np.where(both > 0, both, share)
-        above, below = blocks.total, blocks.n - blocks.total
-        stable_above, stable_below = blocks.stable_total, blocks.stable_n - blocks.stable_total
-        gains = above * np.log(here / both) + below * np.log((1 - here) / (1 - both))
-        gains += stable_above * np.log(there / both) + stable_below * np.log((1 - there) / (1 - both))
-        terms.append(math.log(weight) + np.cumsum(gains))
+    blocks = _grouped(above)
+    share, clustering = 1 - QUANTILES["p99"], _clustering(above, blocks)
+    terms = [math.log(weight) + _gains(blocks, times * share, share) / clustering for times, weight in (SLOWER if slower else FASTER)]
     evidence: Floats = np.logaddexp.reduce(np.array(terms), axis=0)
+    if slower:  # one pause is one event, however many requests it hits
+        evidence[np.cumsum(blocks.total > 0) < MIN_BLOCKS] = -np.inf
     return Path(values=evidence / math.log(1 / chance))
 
 
-def _alone_mean(logs: Sides, chance: float, *, slower: bool) -> Path:
+def _gains(blocks: Blocks, here: float, there: float) -> Floats:
+    """Summed log likelihood ratio of shares `here` and `there` against the one share that both would have to have."""
+    both = (blocks.n * here + blocks.stable_n * there) / np.maximum(blocks.n + blocks.stable_n, 1)
+    below, stable_below = blocks.n - blocks.total, blocks.stable_n - blocks.stable_total
+    gains = blocks.total * np.log(here / both) + below * np.log((1 - here) / (1 - both))
+    gains += blocks.stable_total * np.log(there / both) + stable_below * np.log((1 - there) / (1 - both))
+    return np.asarray(np.cumsum(gains))
+
+
+def _clustering(above: Sides, blocks: Blocks) -> Floats:
+    """How many times as much as independent rows' the counts surely vary, after each block: neighbours, seconds and minutes looked at."""
+    here = _row_clustering(above.values, np.cumsum(blocks.n).astype(np.int64))
+    there = _row_clustering(above.stable_values, np.cumsum(blocks.stable_n).astype(np.int64))
+    return np.maximum(np.maximum(here, there), _block_clustering(blocks))
+
+
+def _row_clustering(above: NDArray[np.bool_], counts: Whole) -> Floats:
+    """Of the first `counts` rows, in batches whose length is about half the root of the count.
+
+    Half the mean square of the differences between neighbouring batches (von Neumann 1941, "Distribution of the ratio of the mean square
+    successive difference to the variance"): what drifts slowly does not count.
+    """
+    rate = np.concatenate([[0.0], np.cumsum(above)])[counts] / np.maximum(counts, 1)
+    powers = np.rint(np.log2(np.maximum(np.sqrt(counts) / 2, 1))).astype(int)
+    lengths = 1 << powers
+    steps = np.maximum(counts // lengths - 1, 1)
+    squares = np.zeros(len(counts))
+    for length in np.unique(lengths):
+        at = lengths == length
+        squares[at] = _steps_squared(above, int(length), counts[at])
+    expected = np.maximum(lengths * rate * (1 - rate), 1 / steps)
+    return _surely(squares / steps / expected, steps, lengths * rate, 3.0)
+
+
+def _steps_squared(above: NDArray[np.bool_], length: int, counts: Whole) -> Floats:
+    """Half the summed squares of the differences between neighbouring batches among the first `counts` rows."""
+    batches = int(counts.max()) // length
+    sums = above[: batches * length].reshape(batches, length).sum(axis=1, dtype=np.float64)
+    return np.concatenate([[0.0], np.cumsum(np.diff(sums) ** 2) / 2])[np.maximum(counts // length - 1, 0)]
+
+
+def _block_clustering(blocks: Blocks) -> Floats:
+    """Of the differences within blocks, in batches of blocks: a version's own bad second or minute hits many rows at once."""
+    weight, number = blocks.n * blocks.stable_n / (blocks.n + blocks.stable_n), np.arange(1, len(blocks.n) + 1)
+    residuals = _residuals(blocks, weight)
+    here, there = _shares(blocks)
+    variance = here * (1 - here) * np.cumsum(weight**2 / blocks.n) + there * (1 - there) * np.cumsum(weight**2 / blocks.stable_n)
+    hits = (np.cumsum(blocks.total) + np.cumsum(blocks.n) * there) / 2
+    largest = np.ones(len(number))
+    for length in BATCHES:
+        done = number // length
+        squares = np.add.reduceat(residuals, np.arange(0, len(residuals), length)) ** 2 if len(residuals) else residuals
+        summed = np.concatenate([[0.0], np.cumsum(squares)])[done]
+        expected = np.maximum(done, 1) * length * variance / number
+        shown = _surely(summed / expected, np.maximum(done, 1), length * hits / number, 2.0)
+        largest = np.maximum(largest, np.where((done >= MIN_BATCHES) | (length == 1), shown, 1.0))
+    return largest
+
+
+def _residuals(blocks: Blocks, weight: Floats) -> Floats:
+    """Weighted differences between the versions, less what the blocks before let expect."""
+    gaps = blocks.total / blocks.n - blocks.stable_total / blocks.stable_n
+    mean = np.cumsum(weight * gaps) / np.cumsum(weight)
+    return np.asarray(weight * (gaps - np.concatenate([[0.0], mean])[: len(gaps)]))
+
+
+def _shares(blocks: Blocks) -> tuple[Floats, Floats]:
+    """Shares above the threshold after each block, for their variance: stable's half of what it was made to be at least, the candidate's
+    at least stable's, neither more than a half.
+    """
+    there = np.clip(np.cumsum(blocks.stable_total) / np.cumsum(blocks.stable_n), (1 - QUANTILES["p99"]) / 2, 0.5)
+    return np.clip(np.cumsum(blocks.total) / np.cumsum(blocks.n), there, 0.5), there
+
+
+def _surely(ratio: Floats, batches: Whole, hits: Floats, kurtosis: float) -> Floats:
+    """A ratio of variances less `SURE_ERRORS` standard errors, which rare `hits` a batch (of Poisson's law) make great; at least 1."""
+    return np.asarray(np.maximum(ratio - SURE_ERRORS * np.sqrt((kurtosis + 1 / np.maximum(hits, 1e-9)) / batches), 1.0))
+
+
+def _alone_mean(sides: Sides, prior: float, chance: float, *, slower: bool) -> Path:
     """The candidate's rows after stable's last, against all of stable's: a confidence sequence for each, at half of the chance."""
-    alone = logs.candidate.unix_s > logs.stable.unix_s[-1] + ALONE_AFTER_S
+    alone = _late(sides)
     if alone.sum() < MIN_ROWS["mean"]:
         return Path(values=np.empty(0))
-    value, width = _sequence(*_by_second(logs.stable, logs.stable_values), chance / 2)
-    values, widths = _sequence(*_by_second(logs.candidate.where(alone), logs.values[alone]), chance / 2)
+    value, width = _sequence(*_by_second(sides.stable, sides.stable_values), prior, chance / 2)
+    values, widths = _sequence(*_by_second(sides.candidate.where(alone), sides.values[alone]), prior, chance / 2)
     evidence = (values - value[-1] if slower else value[-1] - values) / (widths + width[-1])
     evidence[: MIN_BLOCKS - 1] = -np.inf
     return Path(values=evidence)
+
+
+def _late(sides: Sides) -> NDArray[np.bool_]:
+    return np.asarray(sides.candidate.unix_s > sides.stable.unix_s[-1] + ALONE_AFTER_S)
 
 
 def _by_second(served: Served, values: Floats) -> tuple[Floats, Floats]:
@@ -348,25 +427,33 @@ def _by_second(served: Served, values: Floats) -> tuple[Floats, Floats]:
     return np.bincount(places).astype(np.float64), np.bincount(places, values).astype(np.float64)
 
 
-def _sequence(n: Floats, total: Floats, chance: float) -> tuple[Floats, Floats]:
+def _sequence(n: Floats, total: Floats, prior: float, chance: float) -> tuple[Floats, Floats]:
     """Running mean and the width of its confidence sequence, by second."""
     rows = np.cumsum(n)
     mean = np.cumsum(total) / rows
     before = np.concatenate([mean[:1], mean[:-1]])
-    return mean, _boundary(rows, _long_run_variance(total - n * before, n, n, PRIOR_SPREAD["mean"]), chance) / rows
+    return mean, _boundary(rows, _long_run_variance(total - n * before, n, n, prior), chance) / rows
 
 
-def _alone_share(above: Sides, quantile: float, chance: float, *, slower: bool) -> Path:
-    """The candidate's rows against the share that stable has above its own quantile, give or take what its number of rows leaves open.
+def _alone_above(statistic: Statistic, above: Sides, chance: float) -> Path:
+    """Rows after stable's last, as a mean; of p99, so rare that a mean of few is none, the count must say it too, each burst once."""
+    normal = _alone_mean(above, PRIOR_SPREAD[statistic], chance, slower=True)
+    if statistic != "p99" or not normal.crossed:
+        return normal
+    share = 1 - QUANTILES[statistic]
+    counted = surely_above_at(above.values[_late(above)], min(share + _share_error(above, share), MOST), chance)
+    return normal if counted is not None else Path(values=np.full(len(normal.values), -math.inf))
 
-    For `slower`, rows after stable's last. For `faster` all: where most latencies lie at the floor, no block tells the versions apart.
+
+def _alone_below(above: Sides, quantile: float, chance: float) -> Path:
+    """All of the candidate's rows against the share that stable has above its own quantile, give or take what its rows leave open.
+
+    Where most latencies lie at the floor, no block tells the versions apart.
     """
     share = 1 - quantile
-    error = STABLE_ERRORS * math.sqrt(quantile * share / len(above.stable_values))
-    if slower:
-        late = above.candidate.unix_s > above.stable.unix_s[-1] + ALONE_AFTER_S
-        failed_at = surely_above_at(above.values[late], min(share + error, MOST), chance)
-        return Path(values=np.array([-math.inf if failed_at is None else 1.0]))
-    least = min(share, float(np.mean(above.stable_values))) - error
-    highest = upper_rate(Tally.of(above.values), chance)
-    return Path(values=np.array([least / highest if least > 0 else -math.inf]))
+    least = min(share, float(np.mean(above.stable_values))) - _share_error(above, share)
+    return Path(values=np.array([least / upper_rate(Tally.of(above.values), chance) if least > 0 else -math.inf]))
+
+
+def _share_error(above: Sides, share: float) -> float:
+    return STABLE_ERRORS * math.sqrt(share * (1 - share) / len(above.stable_values))
