@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from delivery.director_client import Row, Rows
 from validation.contract import BadSpec, download_into, sha256
@@ -43,6 +44,32 @@ SCHEMA = pa.schema(
 
 
 @dataclass(kw_only=True)
+class _Columns:
+    """One version's rows as arrays in order of their beginning; it grows with the log."""
+
+    version: int
+    seen: int = 0
+    served: Served = field(default_factory=lambda: _served([]))
+    slices: NDArray[np.str_] = field(default_factory=lambda: np.empty(0, np.str_))
+
+    def upto(self, rows: list[Row]) -> _Columns:
+        """With the rows that the log has more since the last time. Times that cannot be read go to the end."""
+        new = [row for row in rows[self.seen :] if row.version == self.version]
+        self.seen = len(rows)
+        if new:
+            added = _served(new)
+            unix_s = np.concatenate([self.served.unix_s, added.unix_s])
+            order = np.argsort(unix_s, kind="stable")
+            ok, latency_ms = (
+                np.concatenate([before, after])[order]
+                for before, after in ((self.served.ok, added.ok), (self.served.latency_ms, added.latency_ms))
+            )
+            self.served = Served(unix_s=unix_s[order], ok=ok, latency_ms=latency_ms)
+            self.slices = np.concatenate([self.slices, np.array([row.slice for row in new], dtype=np.str_)])[order]
+        return self
+
+
+@dataclass(kw_only=True)
 class RolloutLog:
     """Rows of stable and candidate in the order of the gateway's log; `last` and `epoch` say where to go on, `gaps_unix_s` where rows
     may be missing.
@@ -57,6 +84,7 @@ class RolloutLog:
     gaps_told: int | None = None
     shifted_s: float = 0.0
     latest_s: float = -math.inf
+    _columns: dict[int, _Columns] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def take(self, answer: Rows) -> None:
         """Another epoch, rows that left the director's ring unread, or a count of gaps that grew: something may be missing."""
@@ -77,11 +105,14 @@ class RolloutLog:
         return [row for row in self.rows if row.version == version]
 
     def evidence(self, step_since_s: float) -> Evidence:
-        candidate = sorted(self.of(self.candidate), key=_began)
+        """What the judge reads; rows that were columns at the last look are not made so again."""
+        candidate, stable = (
+            self._columns.setdefault(each, _Columns(version=each)).upto(self.rows) for each in (self.candidate, self.stable)
+        )
         return Evidence(
-            candidate=_served(candidate),
-            stable=_served(sorted(self.of(self.stable), key=_began)),
-            slices=np.array([row.slice for row in candidate], dtype=np.str_),
+            candidate=candidate.served,
+            stable=stable.served,
+            slices=candidate.slices,
             step_since_s=step_since_s,
             whole_since_s=math.nextafter(self.gaps_unix_s[-1], math.inf) if self.gaps_unix_s else -math.inf,
         )
@@ -135,10 +166,6 @@ class RolloutLog:
 
 def _from_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "latest_s": -math.inf if state["latest_s"] is None else state["latest_s"]}
-
-
-def _began(row: Row) -> float:
-    return row.unix_s
 
 
 def _served(rows: list[Row]) -> Served:

@@ -369,3 +369,18 @@ def test_a_clock_set_back_is_a_gap_and_time_goes_on(tmp_path: Path) -> None:
     assert (len(log.gaps_unix_s), evidence.candidate.readable, len(evidence.whole.candidate)) == (1, True, 4)
     log.write(tmp_path)
     assert RolloutLog.read(tmp_path / "requests.parquet") == log
+
+
+def test_rows_that_come_late_find_their_place() -> None:
+    """Whether the rows were taken at once or look by look, in the order of their end or not: the same columns, in order of beginning."""
+    rows = [Row(n, 1000.0 + (n * 7) % 13, 1 + n % 2, n % 5 > 0, 5.0 + n, f"s{n % 3}") for n in range(60)]
+    once, often = RolloutLog(stable=1, candidate=2), RolloutLog(stable=1, candidate=2)
+    once.add(rows)
+    for start in range(0, 60, 7):
+        often.add(rows[start : start + 7])
+        often.evidence(step_since_s=0.0)
+    here, there = (each.evidence(step_since_s=0.0) for each in (once, often))
+    for a, b in ((here.candidate, there.candidate), (here.stable, there.stable)):
+        assert [a.unix_s.tolist(), a.ok.tolist(), a.latency_ms.tolist()] == [b.unix_s.tolist(), b.ok.tolist(), b.latency_ms.tolist()]
+        assert a.readable
+    assert here.slices.tolist() == there.slices.tolist()
