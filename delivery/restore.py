@@ -16,11 +16,18 @@ from delivery.findings import passed
 from delivery.promote import PROMOTED, finish
 from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, ModelVersion, NotRegistered, Registry
 from delivery.triton import server_name, stop_server
+from delivery.undo import follow
 from validation.contract import BadSpec, Decision, Finding, Spec
 
 FINDING_TAG = "penstock.finding."  # + task: the outcome word of each task that gave a verdict
 BASELINE_TAG = "penstock.baseline."  # + metric: what the gates measured (accuracy, p50_ms, p99_ms), for later versions to be compared with
-IN_TRAFFIC = ("shadow", "traffic_shift", "rollback_sensor", "promote")  # a candidate that fails here had met traffic and was taken back
+IN_TRAFFIC = (
+    "shadow",
+    "traffic_shift",
+    "rollback_sensor",
+    "promote",
+    "bake",
+)  # a candidate that fails here had met traffic and was taken back
 
 
 class NotRestored(RuntimeError):
@@ -65,6 +72,8 @@ def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[
         parts.attempt("split", lambda: _release(spec, director))
         parts.attempt("candidate", lambda: _remove(spec, director))
         parts.attempt("server", lambda: _stop(spec, director, stop))
+    if spec.inputs.get("promoted"):
+        parts.attempt("undo", lambda: follow(spec.model, registry, director))
     if version is not None:
         parts.attempt("registry", lambda: _record(spec, version, ending, registry, director))
     if not parts.failed:
@@ -80,7 +89,7 @@ def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "
     if first := next((row for row in told if row.get("outcome") != "passed"), None):
         return Ending(outcome=_word(first), at=str(first["task"]), why=str(first.get("why") or "no reason was given"))
     last = str(told[-1]["task"]) if told else "-"
-    if last == "promote":
+    if last in ("promote", "bake"):
         return Ending(outcome="promoted", at=last, why=str(told[-1]["why"]))
     if strategy == "shadow" and last == "start_candidate":
         return Ending(outcome="inconclusive", at="shadow", why="nothing is stable yet: there was no traffic to mirror")

@@ -1,7 +1,8 @@
 """Has the registry follow an undo: aliases and tags say what the gateway does already.
 
-An undo is the director's (order `undo`): stable and previous change places at once, with no registry asked. The command that ordered it
-writes it down; done twice it changes nothing the second time.
+An undo is the director's (order `undo`): stable and previous change places at once, with no registry asked. Whoever comes
+next writes it down: the command, form or bake that ordered it, the delivery's teardown, or the claim of the next delivery. Done twice it
+changes nothing the second time.
 """
 
 from __future__ import annotations
