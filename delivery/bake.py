@@ -82,10 +82,10 @@ class Baked(Split):
         self.director.order(self.spec.model, order_id=order, action=UNDO, who=JUDGE, why=why, version=self.spec.version)
 
     def _put(self) -> None:
-        """All traffic is its own: nothing to set,"""
+        """Nothing to set: all traffic is its own."""
 
     def _renew(self) -> None:
-        """and nothing to renew."""
+        """Nothing to renew: there is no lease."""
 
     def _at_work(self) -> Finding:
         n, seconds = len(self.log.of(self.spec.version)) - self.before, self.rollout.bake_seconds

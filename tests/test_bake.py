@@ -1,4 +1,4 @@
-"""After the promotion: the judge goes on, and leads back when the new version is surely bad or a person says so; never for anything less."""
+"""After the promotion: the judge goes on, and leads back when the new version is surely bad or a person says so, never for less."""
 
 from __future__ import annotations
 
