@@ -92,9 +92,8 @@ TIE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """Rows above (or sums of) something by block: `n` and `total` of candidate and stable, each [blocks]; `end_s` Unix seconds."""
+    """Rows and the sum of their values by block: `n` and `total` of candidate and stable, each [blocks]."""
 
-    end_s: Floats
     n: Floats
     total: Floats
     stable_n: Floats
@@ -253,7 +252,7 @@ def _grouped(sides: Sides, *, first_of_bursts: bool = False) -> Blocks:
         kept = (place < len(ends)) & (_unpreceded(row) if first_of_bursts else True)
         sums += [np.bincount(place[kept], minlength=len(ends)).astype(float)]
         sums += [np.bincount(place[kept], np.asarray(row, float)[kept], len(ends))]
-    return Blocks(end_s=(known[ends] + 1).astype(np.float64), n=sums[0], total=sums[1], stable_n=sums[2], stable_total=sums[3])
+    return Blocks(n=sums[0], total=sums[1], stable_n=sums[2], stable_total=sums[3])
 
 
 def _block_ends(candidate_s: Whole, stable_s: Whole) -> tuple[Whole, Whole]:
