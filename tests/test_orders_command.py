@@ -179,7 +179,7 @@ def test_a_retry_is_recorded_and_runs(shared, model, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("status", "run"), [(409, True), (200, True), (403, False), (500, False)])
-def test_a_run_that_is_there_already_is_no_trouble(status: int, run: bool) -> None:
+def test_a_run_that_is_there_already_is_no_trouble(status: int, *, run: bool) -> None:
     """The same retry twice is one run; any other answer of Airflow's is told."""
     answers = iter([httpx.Response(201, json={"access_token": "t"}), httpx.Response(status, text="no")])
     addresses = Addresses.from_env({"PENSTOCK_DIRECTOR_URL": "x", "PENSTOCK_DIRECTOR_TOKEN": "y", "PENSTOCK_AIRFLOW_URL": "http://a"})
