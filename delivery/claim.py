@@ -23,6 +23,7 @@ from delivery.registry import (
     OUTCOME,
     PRODUCTION,
     PROMOTING,
+    UNDONE_BY,
     WHY,
     ModelVersion,
     NotRegistered,
@@ -110,7 +111,7 @@ def _taken(version: ModelVersion, delivery: str, registry: Registry) -> ModelVer
     """Sets the claim, reads it back (two people may press the button at once), and clears what an earlier delivery wrote."""
     if version.tags.get(DELIVERY) != delivery:
         registry.tag(version, {DELIVERY: delivery})
-    registry.untag(version, OUTCOME, ENDED_AT, ENDED, WHY, EVIDENCE)
+    registry.untag(version, OUTCOME, ENDED_AT, ENDED, WHY, EVIDENCE, UNDONE_BY)
     return _free(registry.version(version.model, version.number), delivery)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from delivery.director_client import Director, LeaseHeld
 from delivery.findings import passed
 from delivery.promote import PROMOTED, finish
-from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, ModelVersion, NotRegistered, Registry
+from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, UNDONE_BY, ModelVersion, NotRegistered, Registry
 from delivery.triton import server_name, stop_server
 from delivery.undo import follow
 from validation.contract import BadSpec, Decision, Finding, Spec
@@ -161,12 +161,12 @@ def _stop(spec: Spec, director: Director, stop: Callable[[str], None]) -> str:
 
 
 def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registry, director: Director) -> str:
-    """Writes outcome and gate results once; what stands already (a promotion, an earlier try of this task) stays."""
+    """Writes outcome and gate results once; what stands already (a promotion, an undo, an earlier try of this task) stays."""
     words = {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
     measured = {f"{BASELINE_TAG}{name}": f"{value:.6g}" for row in _rows(spec) for name, value in row.get("baselines", {}).items()}
     registry.tag(version, words | measured)
     written = (version.tags.get(OUTCOME), version.tags.get(ENDED_AT))
-    if written[0] == PROMOTED or written == (ending.outcome, ending.at):
+    if written[0] == PROMOTED or UNDONE_BY in version.tags or written == (ending.outcome, ending.at):
         return f"the outcome stands already: {version.tags[OUTCOME]}"
     evidence = spec.evidence_uri.rsplit("/", 1)[0]
     if PROMOTING in version.tags and _serves(spec, director):

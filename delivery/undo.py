@@ -21,9 +21,9 @@ def follow(model: str, registry: Registry, director: Director) -> str:
     if order is None or stable is None or stable.version == production:
         return f"nothing to follow: {PRODUCTION} is {f'v{production}' if production else 'no version'}"
     version = registry.version(model, order.version)
-    registry.tag(version, {UNDONE_BY: order.who})
-    registry.swap_production(model, stable.version)
     registry.end(version, outcome=ROLLED_BACK, at=order.at if order.delivery else UNDO, why=f"undone by {order.said}")
+    registry.tag(version, {UNDONE_BY: order.who})
+    registry.move_production(model, stable.version)  # last: until then another try finds that there is something to follow
     return f"{PRODUCTION} is v{stable.version} again, {PREVIOUS} is v{order.version}: undone by {order.said}"
 
 
