@@ -50,6 +50,7 @@ def _addresses(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("PENSTOCK_DIRECTOR_URL", stack.director_url)
     monkeypatch.setenv("PENSTOCK_DIRECTOR_TOKEN", TOKEN)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("PENSTOCK_AIRFLOW_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("PENSTOCK_AIRFLOW_PASSWORD", "secret")
 
