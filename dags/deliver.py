@@ -9,6 +9,7 @@ from pathlib import Path
 
 from airflow.sdk import DAG, BaseOperator, Param, chain
 
+from operators.bake import Bake
 from operators.broken_policy import BrokenPolicy
 from operators.claim import Claim
 from operators.distribution import Distribution
@@ -57,7 +58,8 @@ def deliver(policy: Policy) -> DAG:
 
 
 def _way(policy: Policy) -> Iterator[BaseOperator]:
-    """From the claim to production. A task that takes the policy's time gets that, and what comes before and after it."""
+    """From the claim to production. A task that takes the policy's time gets that, a person's pause, and what comes before and after it."""
+    pause_s = policy.rollout.pause_max_seconds
     yield Claim(policy=policy)
     yield Export(policy=policy)
     yield GoldenSet(policy=policy)
@@ -65,11 +67,13 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield Package(policy=policy)
     yield LatencyBenchmark(policy=policy, timeout_s=policy.latency_benchmark.max_seconds + 180)
     yield StartCandidate(policy=policy)
-    yield Shadow(policy=policy, timeout_s=policy.shadow.max_seconds + 60)
+    yield Shadow(policy=policy, timeout_s=policy.shadow.max_seconds + pause_s + 60)
     for step in policy.rollout.steps:
         yield TrafficShift(policy=policy, step=step)
-        yield RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + 60)
+        yield RollbackSensor(policy=policy, step=step, timeout_s=step.max_seconds + pause_s + 60)
     yield Promote(policy=policy)
+    if policy.rollout.bake_seconds:
+        yield Bake(policy=policy, timeout_s=policy.rollout.bake_seconds + 60)
 
 
 def refuse(model: str, why: str) -> DAG:

@@ -1,15 +1,14 @@
-"""A form for people: pause, resume, promote, approve, abort or undo a delivery. The same orders are given by the command `penstock`.
-
-A version is delivered again by triggering `deliver_<model>` itself.
-"""
+"""A form for people: pause, resume, promote, approve, abort, undo or retry a delivery. The command `penstock` gives the same orders."""
 
 from __future__ import annotations
 
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, Param
 
+from operators.notice import tell_failure
 from operators.steer import Steer
 
-ACTIONS = ["pause", "resume", "promote_now", "promote_fully", "approve", "abort", "undo"]
+ACTIONS = ["pause", "resume", "promote_now", "promote_fully", "approve", "abort", "undo", "retry"]
 FORM = {
     "model": Param(type="string", minLength=1, maxLength=60, title="Model", description="The registered model's name."),
     "action": Param(
@@ -17,7 +16,7 @@ FORM = {
         enum=ACTIONS,
         title="Order",
         description="pause: the share stays and is judged on. promote_now: this step is over; promote_fully: all are. "
-        "abort: traffic goes back and the delivery ends. undo: the version before is stable again.",
+        "abort: traffic goes back and the delivery ends. undo: the version before is stable again. retry: a new delivery.",
     ),
     "version": Param(
         None,
@@ -42,4 +41,6 @@ with DAG(
     tags=["people"],
     doc_md=__doc__,
 ):
-    Steer(timeout_s=120)
+    ordered = Steer(timeout_s=120)
+    delivery = TriggerDagRunOperator.partial(task_id="delivery", skip_when_already_exists=True, on_failure_callback=tell_failure)
+    delivery.expand_kwargs(ordered.output)

@@ -15,6 +15,7 @@ TASKS = (
     "traffic_shift",
     "rollback_sensor",
     "promote",
+    "bake",
     "restore",
     "registry_sweep",
     "retrain",

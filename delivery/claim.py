@@ -23,6 +23,7 @@ from delivery.registry import (
     OUTCOME,
     PRODUCTION,
     PROMOTING,
+    UNDONE_BY,
     WHY,
     ModelVersion,
     NotRegistered,
@@ -30,6 +31,7 @@ from delivery.registry import (
     SourceRun,
 )
 from delivery.triton import Server, running, server_name
+from delivery.undo import follow, undone
 from validation.contract import Bundle, Decision, Finding, Spec
 
 Servers = Callable[[], Mapping[str, Server]]
@@ -109,7 +111,7 @@ def _taken(version: ModelVersion, delivery: str, registry: Registry) -> ModelVer
     """Sets the claim, reads it back (two people may press the button at once), and clears what an earlier delivery wrote."""
     if version.tags.get(DELIVERY) != delivery:
         registry.tag(version, {DELIVERY: delivery})
-    registry.untag(version, OUTCOME, ENDED_AT, ENDED, WHY, EVIDENCE)
+    registry.untag(version, OUTCOME, ENDED_AT, ENDED, WHY, EVIDENCE, UNDONE_BY)
     return _free(registry.version(version.model, version.number), delivery)
 
 
@@ -167,11 +169,11 @@ def _repaired(model: str, registry: Registry, director: Director, servers: Serve
         return passed("registry_agrees", f"registry and gateway agree on {f'v{served}' if served else 'nothing'} as stable")
     if served is None:
         return _put_back(model, production or 0, director, servers)
-    return _finished(model, served, production, registry)
+    return _finished(model, served, production, registry, director)
 
 
-def _finished(model: str, served: int, production: int | None, registry: Registry) -> Finding:
-    """The gateway is ahead: finishes a promotion that crashed before its aliases; anything else is a person's work."""
+def _finished(model: str, served: int, production: int | None, registry: Registry, director: Director) -> Finding:
+    """The gateway is ahead: finishes a promotion that crashed before its aliases, or an undo; anything else is a person's work."""
     try:
         version = registry.version(model, served)
     except NotRegistered as error:
@@ -179,6 +181,8 @@ def _finished(model: str, served: int, production: int | None, registry: Registr
     if PROMOTING in version.tags:
         finish(registry, version, why="promoted; the delivery after it moved the aliases, because its own was stopped before")
         return passed("registry_agrees", f"a promotion of v{served} was half done and is finished now")
+    if undone(model, production, director):
+        return passed("registry_agrees", follow(model, registry, director))
     said = f"v{production}" if production else "no version"
     why = f"the gateway serves v{served} and the registry's {PRODUCTION} is {said}: somebody moved one without the other"
     raise refused("registry_agrees", why, f"set the alias {PRODUCTION} back to v{served}")

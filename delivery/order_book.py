@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from delivery.gateway import write_by_rename
-from delivery.orders import MOST, RETRY, Delivery, Order, Situation, check, situation, wanted
+from delivery.orders import MOST, RETRY, UNDO, Delivery, Order, Situation, check, situation, wanted
 from delivery.traffic import Lease, ModelTraffic, NotAllowed, checked_model
 from validation.policy import parse
 
@@ -85,7 +85,8 @@ class OrderBook:
         return tuple(each for each in self.orders(model) if each.delivery == delivery.name)
 
     def situation(self, traffic: ModelTraffic, lease: Lease | None) -> Situation:
-        return situation(traffic, lease, self.delivery(traffic.model), self.of_delivery(traffic.model))
+        undos = [each for each in self.orders(traffic.model) if each.action == UNDO]
+        return situation(traffic, lease, self.delivery(traffic.model), self.of_delivery(traffic.model), undos[-1] if undos else None)
 
     def begin(self, model: str, version: int, name: str) -> None:
         """A delivery begins. Asked for again while it is under way, nothing changes; after its end it begins anew, without its orders."""
@@ -113,7 +114,8 @@ class OrderBook:
             raise NotAllowed(f"{here.sentence}, and had {MOST} orders already; no more are taken")
         under_way = here.delivery is not None and not here.delivery.ended and order.action != RETRY
         name = here.delivery.name if here.delivery and under_way else ""
-        taken = dataclasses.replace(order, unix_s=round(self._now_s(), 3), at=here.at, delivery=name)
+        back_to = here.previous or 0 if order.action == UNDO else 0
+        taken = dataclasses.replace(order, unix_s=round(self._now_s(), 3), at=here.at, delivery=name, back_to=back_to)
         self._write({"event": "order", **dataclasses.asdict(taken)})
         return taken
 

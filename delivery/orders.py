@@ -14,16 +14,17 @@ same version does not bind a later one.
 | bake       | it is stable, and its delivery still watches it             | promote_now, promote_fully, undo                          |
 
 `retry` of another version than the one under way is always possible: its delivery waits for its turn. While a delivery is paused it can
-only be resumed, approved or aborted; once it is aborted, only an undo is left.
+only be resumed, approved or aborted; once it is aborted, only an undo is left. A pause that came when the last step had passed was too late
+and does not bind the bake, and `promote_fully` given before it does not shorten it. An undo never leads back to what was undone last.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from delivery.traffic import Lease, ModelTraffic, NotAllowed, checked_model
+from delivery.traffic import Backend, Lease, ModelTraffic, NotAllowed, checked_model
 
 PAUSE, RESUME, PROMOTE_NOW, PROMOTE_FULLY = "pause", "resume", "promote_now", "promote_fully"
 APPROVE, ABORT, UNDO, RETRY = "approve", "abort", "undo", "retry"
@@ -48,6 +49,7 @@ class Order:
     """One order. `id` is made by who sends it, so that sending it again changes nothing; `unix_s`, `at`, `delivery` by who takes it.
 
     `at` is the place in the rollout that it was given at (see `place`): an order about "this step" means that step and no later one.
+    `back_to` is the version that an undo leads back to.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Order:
     unix_s: float = 0.0
     at: str = ""
     delivery: str = ""
+    back_to: int = 0
 
     def __post_init__(self) -> None:
         checked_model(self.model)
@@ -151,18 +154,27 @@ class Situation:
         return self.delivery.version if self.delivery else None
 
 
-def situation(traffic: ModelTraffic, lease: Lease | None, delivery: Delivery | None, orders: Iterable[Order]) -> Situation:
-    """`lease` is the one alive now; `orders` are those of the delivery."""
-    where = _where(traffic, lease, delivery)
+def situation(
+    traffic: ModelTraffic, lease: Lease | None, delivery: Delivery | None, orders: Iterable[Order], undo: Order | None = None
+) -> Situation:
+    """`lease` is the one alive now; `orders` are those of the delivery; `undo` is the model's latest, which no second one takes back."""
+    where, stable, previous = _where(traffic, lease, delivery), _number(traffic.stable), _number(traffic.previous)
     return Situation(
         model=traffic.model,
         where=where,
         at=place(lease.permille if lease else None) if where == SPLIT else where,
         delivery=delivery,
-        stable=traffic.stable.version if traffic.stable else None,
-        previous=traffic.previous.version if traffic.previous else None,
-        wanted=wanted(orders),
+        stable=stable,
+        previous=None if undo and (undo.back_to, undo.version) == (stable, previous) else previous,
+        wanted=binding(wanted(orders), where),
     )
+
+
+def binding(ordered: Wanted, at: str) -> Wanted:
+    """What of it counts at this place: the bake is no step, and is held by nothing and ended only by an order of its own."""
+    if at != BAKE:
+        return ordered
+    return replace(ordered, paused=None, fully=ordered.fully if ordered.fully and ordered.fully.at == BAKE else None)
 
 
 def place(permille: int | None) -> str:
@@ -221,6 +233,10 @@ def _where(traffic: ModelTraffic, lease: Lease | None, delivery: Delivery | None
     if lease is not None:
         return SPLIT
     return SHADOW if traffic.shadow_permille else LOADED
+
+
+def _number(backend: Backend | None) -> int | None:
+    return backend.version if backend else None
 
 
 def _is_line(text: str, longest: int) -> bool:

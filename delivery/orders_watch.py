@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from delivery.director_client import DirectorUnreachable, OrdersView
-from delivery.orders import Order, Wanted, wanted
+from delivery.orders import Order, Wanted, binding, wanted
 from validation.contract import Finding, Outcome, Spec
 
 LOOK_S = 1.0
@@ -90,7 +90,7 @@ class Steering:
 
     @property
     def wanted(self) -> Wanted:
-        return wanted(self.given)
+        return binding(wanted(self.given), self.at)
 
     @property
     def held(self) -> bool:

@@ -159,15 +159,6 @@ class Registry:
             self._client.set_registered_model_alias(model, PREVIOUS, str(old))
         self._client.set_registered_model_alias(model, PRODUCTION, str(number))
 
-    def swap_production(self, model: str, number: int) -> None:
-        """After an undo: `production` to `number` first, as that is what serves, then `previous` to the version that was undone."""
-        old = self.production(model)
-        if old == number:
-            return
-        self._client.set_registered_model_alias(model, PRODUCTION, str(number))
-        if old is not None:
-            self._client.set_registered_model_alias(model, PREVIOUS, str(old))
-
     def end(self, version: ModelVersion, *, outcome: str, at: str, why: str, evidence: str = "") -> None:
         """Writes how a delivery ended; the outcome last, because its presence says that all of it is there."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

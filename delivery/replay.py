@@ -53,6 +53,7 @@ class Judged:
     step: Step
     found: tuple[Finding, ...]
     budget: dict[str, float]
+    bake: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> Judged:
@@ -65,10 +66,13 @@ class Judged:
             evidence = RolloutLog.read(folder / FILE).evidence(row["step_since_s"])
         except (OSError, KeyError, ValueError, BadPolicy, BadSpec) as error:
             raise NoEvidence(f"{folder}: no evidence of a watched step: {error}") from error
-        return cls(evidence=evidence, rollout=rollout, step=step, found=found, budget=row["chance_of_false_alarm"])
+        budget, bake = row["chance_of_false_alarm"], row.get("bake", False)
+        return cls(evidence=evidence, rollout=rollout, step=step, found=found, budget=budget, bake=bake)
 
     def again(self) -> tuple[Finding, ...]:
-        return judge_rollout(self.evidence, self.rollout, self.step)
+        """Of a bake, which demands nothing more, only what failed then or fails now."""
+        judged, known = judge_rollout(self.evidence, self.rollout, self.step), {each.name for each in self.found}
+        return tuple(each for each in judged if not self.bake or each.outcome is Outcome.FAILED or each.name in known)
 
 
 def differences(judged: Judged) -> list[str]:
@@ -83,7 +87,8 @@ def explanation(judged: Judged) -> Iterator[str]:
     worst = max((each.outcome for each in judged.found), default=Outcome.INCONCLUSIVE)
     margins = judged.rollout.margins(judged.step)
     n, stable_n = len(judged.evidence.candidate), len(judged.evidence.stable)
-    yield f"The step at {judged.step.permille} per mille ended {worst.word}, on {n} requests of the candidate and {stable_n} of stable."
+    what = "bake after the promotion" if judged.bake else f"step at {judged.step.permille} per mille"
+    yield f"The {what} ended {worst.word}, on {n} requests of the candidate and {stable_n} of stable."
     yield f"It had to exclude {margins.error_rate:.3%} errors and {margins.latency_worse:.0%} more latency."
     for each in judged.found:
         if each.outcome is worst or worst is Outcome.PASSED:

@@ -14,13 +14,20 @@ from typing import Any
 from delivery.director_client import Director, LeaseHeld
 from delivery.findings import passed
 from delivery.promote import PROMOTED, finish
-from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, ModelVersion, NotRegistered, Registry
+from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, UNDONE_BY, ModelVersion, NotRegistered, Registry
 from delivery.triton import server_name, stop_server
+from delivery.undo import follow
 from validation.contract import BadSpec, Decision, Finding, Spec
 
 FINDING_TAG = "penstock.finding."  # + task: the outcome word of each task that gave a verdict
 BASELINE_TAG = "penstock.baseline."  # + metric: what the gates measured (accuracy, p50_ms, p99_ms), for later versions to be compared with
-IN_TRAFFIC = ("shadow", "traffic_shift", "rollback_sensor", "promote")  # a candidate that fails here had met traffic and was taken back
+IN_TRAFFIC = (
+    "shadow",
+    "traffic_shift",
+    "rollback_sensor",
+    "promote",
+    "bake",
+)  # a candidate that fails here had met traffic and was taken back
 
 
 class NotRestored(RuntimeError):
@@ -65,6 +72,8 @@ def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[
         parts.attempt("split", lambda: _release(spec, director))
         parts.attempt("candidate", lambda: _remove(spec, director))
         parts.attempt("server", lambda: _stop(spec, director, stop))
+    if spec.inputs.get("promoted"):
+        parts.attempt("undo", lambda: follow(spec.model, registry, director))
     if version is not None:
         parts.attempt("registry", lambda: _record(spec, version, ending, registry, director))
     if not parts.failed:
@@ -80,7 +89,7 @@ def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "
     if first := next((row for row in told if row.get("outcome") != "passed"), None):
         return Ending(outcome=_word(first), at=str(first["task"]), why=str(first.get("why") or "no reason was given"))
     last = str(told[-1]["task"]) if told else "-"
-    if last == "promote":
+    if last in ("promote", "bake"):
         return Ending(outcome="promoted", at=last, why=str(told[-1]["why"]))
     if strategy == "shadow" and last == "start_candidate":
         return Ending(outcome="inconclusive", at="shadow", why="nothing is stable yet: there was no traffic to mirror")
@@ -152,12 +161,12 @@ def _stop(spec: Spec, director: Director, stop: Callable[[str], None]) -> str:
 
 
 def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registry, director: Director) -> str:
-    """Writes outcome and gate results once; what stands already (a promotion, an earlier try of this task) stays."""
+    """Writes outcome and gate results once; what stands already (a promotion, an undo, an earlier try of this task) stays."""
     words = {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
     measured = {f"{BASELINE_TAG}{name}": f"{value:.6g}" for row in _rows(spec) for name, value in row.get("baselines", {}).items()}
     registry.tag(version, words | measured)
     written = (version.tags.get(OUTCOME), version.tags.get(ENDED_AT))
-    if written[0] == PROMOTED or written == (ending.outcome, ending.at):
+    if written[0] == PROMOTED or UNDONE_BY in version.tags or written == (ending.outcome, ending.at):
         return f"the outcome stands already: {version.tags[OUTCOME]}"
     evidence = spec.evidence_uri.rsplit("/", 1)[0]
     if PROMOTING in version.tags and _serves(spec, director):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from delivery.director_client import Director, Refused
 from delivery.findings import failed, passed
-from delivery.orders import UNDO
+from delivery.orders import RETRY, UNDO
 from delivery.registry import Registry
 from delivery.undo import follow
 from validation.contract import BadSpec, Decision, Spec
@@ -19,7 +19,10 @@ def run(spec: Spec, evidence: Path) -> Decision:
 
 
 def steer(spec: Spec, director: Director) -> Decision:
-    """Inputs: action, who, why, order (its id). Version 0 is the one that the order can be about. After an undo the registry follows."""
+    """Inputs: action, who, why, order (its id). Version 0 is the one that the order can be about. After an undo the registry follows.
+
+    Outputs of a retry: `retry`, the version whose delivery the DAG begins.
+    """
     try:
         action, who, why, order_id = (str(spec.inputs[name]) for name in ("action", "who", "why", "order"))
     except KeyError as error:
@@ -29,4 +32,5 @@ def steer(spec: Spec, director: Director) -> Decision:
     except Refused as error:
         return Decision(findings=(failed("ordered", str(error)),))
     followed = follow(spec.model, Registry.from_env(), director) if action == UNDO else ""
-    return Decision(findings=(passed("ordered", f"{action} by {who}: {why}; {seen.sentence}; {followed}".rstrip("; ")),))
+    outputs = {"retry": next(each.version for each in seen.orders if each.id == order_id)} if action == RETRY else {}
+    return Decision(findings=(passed("ordered", f"{action} by {who}: {why}; {seen.sentence}; {followed}".rstrip("; ")),), outputs=outputs)

@@ -1,7 +1,8 @@
 """Has the registry follow an undo: aliases and tags say what the gateway does already.
 
-An undo is the director's (order `undo`): stable and previous change places at once, with no registry asked. The command that ordered it
-writes it down; done twice it changes nothing the second time.
+An undo is the director's (order `undo`): stable and previous change places at once, with no registry asked. Whoever comes
+next writes it down: the command, form or bake that ordered it, the delivery's teardown, or the claim of the next delivery. Done twice it
+changes nothing the second time.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def follow(model: str, registry: Registry, director: Director) -> str:
     if order is None or stable is None or stable.version == production:
         return f"nothing to follow: {PRODUCTION} is {f'v{production}' if production else 'no version'}"
     version = registry.version(model, order.version)
-    registry.tag(version, {UNDONE_BY: order.who})
-    registry.swap_production(model, stable.version)
     registry.end(version, outcome=ROLLED_BACK, at=order.at if order.delivery else UNDO, why=f"undone by {order.said}")
+    registry.tag(version, {UNDONE_BY: order.who})
+    registry.move_production(model, stable.version)  # last: until then another try finds that there is something to follow
     return f"{PRODUCTION} is v{stable.version} again, {PREVIOUS} is v{order.version}: undone by {order.said}"
 
 

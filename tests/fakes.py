@@ -167,9 +167,9 @@ class FakeDirector:
             raise Refused(str(error)) from error
         if action == "abort":
             self.leases.pop(model, None)
-        if action == "undo":
-            previous = self._of(model).previous
-            self.traffic[model] = self._of(model).undone(previous.version if previous else order.version, None)
+        known = self._of(model)
+        if action == "undo" and known.stable and known.stable.version == order.version:
+            self.traffic[model] = known.undone(known.previous.version if known.previous else 0, None)
         return self._orders(model)
 
     def _orders(self, model: str) -> OrdersView:

@@ -172,6 +172,20 @@ def test_a_half_done_promotion_is_finished(registry: Registry, director: FakeDir
     assert PROMOTING not in tags
 
 
+def test_an_undo_is_written_down_by_the_next_delivery(registry: Registry, director: FakeDirector, model: str) -> None:
+    """Ordered where no registry was to be reached: the claim that finds gateway and registry apart knows why, and goes on."""
+    for _ in range(3):
+        register_any(registry, model)
+    for number in (1, 2):
+        serves(registry, director, model, number)
+    director.serves(model, stable=2, previous=1)
+    director.order(model, order_id="12345678", action="undo", who="ada", why="complaints")
+    decision = run(registry, director, model, 3)
+    assert decision.outputs["stable_version"] == 1
+    assert registry.aliases(model) == {"production": 1, "previous": 2}
+    assert registry.version(model, 2).tags[WHY] == "undone by ada: complaints"
+
+
 def test_a_disagreement_that_nobody_announced_is_a_persons_work(registry: Registry, director: FakeDirector, model: str) -> None:
     """Gateway and alias differ without a promotion in between: both are named and nothing moves."""
     for _ in range(3):

@@ -32,7 +32,7 @@ def test_all_dag_files_load(dags: DagBag) -> None:
 def test_a_delivery_is_one_chain_of_nouns(dags: DagBag) -> None:
     """The delivery's tasks stand in the designed order, each after the one before."""
     chain = [task.task_id for task in dags.dags["deliver_digits"].topological_sort()]
-    assert chain == [*NOUNS, *STEPS, "promote", "restore"]
+    assert chain == [*NOUNS, *STEPS, "promote", "bake", "restore"]
     for before, after in itertools.pairwise(chain):
         assert after in dags.dags["deliver_digits"].get_task(before).downstream_task_ids
 
@@ -63,11 +63,13 @@ def test_the_form_offers_version_strategy_and_dry_run(dags: DagBag) -> None:
 
 
 def test_tasks_have_the_time_that_the_policy_gives_them(dags: DagBag) -> None:
-    """The outer limit is longer than the task's own, so that the task itself says how it ended."""
+    """The outer limit is longer than the task's own and a person's pause, so that the task itself says how it ended."""
     policy, tasks = read_policy(ROOT / "dags" / "policies" / "digits.toml"), dags.dags["deliver_digits"].task_dict
-    assert tasks["shadow"].timeout_s == policy.shadow.max_seconds + 60
+    pause_s = policy.rollout.pause_max_seconds
+    assert tasks["shadow"].timeout_s == policy.shadow.max_seconds + pause_s + 60
+    assert tasks["bake"].timeout_s == policy.rollout.bake_seconds + 60
     assert tasks["latency_benchmark"].timeout_s == policy.latency_benchmark.max_seconds + 180
-    assert [tasks[f"rollback_sensor_{step.permille}"].timeout_s - step.max_seconds for step in policy.rollout.steps] == [60] * 4
+    assert [tasks[f"rollback_sensor_{step.permille}"].timeout_s - step.max_seconds for step in policy.rollout.steps] == [pause_s + 60] * 4
 
 
 def test_a_training_runs_once_and_ends_by_its_own_limit(dags: DagBag) -> None:

@@ -54,6 +54,13 @@ def test_a_shadow_delivery_ends_with_its_mirror() -> None:
     assert (nothing.outcome, nothing.why) == ("inconclusive", "nothing is stable yet: there was no traffic to mirror")
 
 
+def test_a_delivery_ends_with_its_bake() -> None:
+    """Passed, the version is promoted; failed, it was rolled back; too little seen, it is told so."""
+    before = [CLAIMED, row("promote", "passed")]
+    found = [ended([*before, row("bake", word)], dry_run=False) for word in ("passed", "failed", "inconclusive")]
+    assert [(each.outcome, each.at) for each in found] == [("promoted", "bake"), ("rolled_back", "bake"), ("inconclusive", "bake")]
+
+
 def test_a_dry_run_that_passed_says_so() -> None:
     """Only a dry run may end well without a promotion."""
     rows = [CLAIMED, row("latency_benchmark", "passed")]
@@ -123,6 +130,22 @@ def test_after_a_promotion_nothing_is_taken_away(registry: Registry, model: str)
     tags = registry.version(model, 2).tags
     assert tags[OUTCOME] == "promoted"
     assert tags["penstock.finding.promote"] == "passed"
+
+
+def test_an_undo_that_its_bake_did_not_write_down_is_written_here(registry: Registry, model: str) -> None:
+    """The gateway went back and the bake died: aliases and outcome follow in the teardown, once."""
+    director, servers = in_canary(registry, model)
+    director.begin_delivery(model, 2, "mine")
+    director.put_stable(model, 2)
+    registry.move_production(model, 2)
+    registry.end(registry.version(model, 2), outcome="promoted", at="promote", why="passed")
+    director.order(model, order_id="12345678", action="undo", who="penstock", why="errors")
+    for _ in range(2):
+        run(registry, director, servers, model, [CLAIMED, row("promote", "passed"), row("bake", "error")], promoted=True)
+        assert registry.aliases(model) == {"production": 1, "previous": 2}
+        tags = registry.version(model, 2).tags
+        assert (tags[OUTCOME], tags[ENDED_AT], tags[WHY]) == ("rolled_back", "bake", "undone by penstock: errors")
+    assert servers.names == {f"{model}--v1", f"{model}--v2"}
 
 
 def test_a_promotion_that_crashed_half_way_is_finished(registry: Registry, model: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from fakes import FakeDirector
 
 from delivery import steer
-from operators.steer import Steer
+from operators.steer import Steer, again
 from validation.contract import BadSpec, Outcome, Spec
 
 RUN = "deliver__m__v2"
@@ -35,6 +36,19 @@ def test_an_order_is_given_once_with_who_and_why():
         assert decision.findings[0].outcome is Outcome.PASSED
     orders = director.orders("m").orders
     assert [(each.action, each.version, each.who, each.why) for each in orders] == [("pause", 2, "airflow:ada", "deploy freeze")]
+
+
+def test_a_retry_is_recorded_and_begins_a_delivery():
+    """The director keeps the order; what the DAG triggers is named after it."""
+    director = under_way()
+    decision = steer.steer(replace(spec("retry"), version=7), director)
+    assert (decision.outputs, [each.version for each in director.orders("m").orders]) == ({"retry": 7}, [7])
+    assert again("m", 7, "manual__1", "disk was full") == {
+        "trigger_dag_id": "deliver_m",
+        "trigger_run_id": "retry__m__v7__manual__1",
+        "conf": {"version": 7},
+        "note": "retry: disk was full",
+    }
 
 
 def test_a_refusal_is_a_verdict_and_no_error():

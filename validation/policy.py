@@ -317,8 +317,8 @@ class Rollout:
     Taken back: an error rate surely above `error_limit`, or surely above stable's by more than `error_rise`; latency (mean, median or
     99th percentile) surely worse than stable's by more than the share `latency_worse`. A step is passed when it excludes whatever would
     do more than the damage budgets at the next share: `damage_errors` (share of all requests that fail) and `damage_latency` (rise of
-    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency. A pause, and the
-    wait for an approval, end after `pause_max_seconds`.
+    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency. For `bake_seconds`
+    after its promotion a version is judged on. A pause, and the wait for an approval, end after `pause_max_seconds`.
     """
 
     newer: str
@@ -333,6 +333,7 @@ class Rollout:
     damage_errors: float = 0.005
     damage_latency: float = 0.20
     warmup_seconds: float = 2.0
+    bake_seconds: float = 0.0
     pause_max_seconds: float = 86_400.0
     slices: TrafficSlices | None = None
 
@@ -345,6 +346,7 @@ class Rollout:
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}", open_low=True)
         for name in ("indifferent_below_ms", "warmup_seconds"):
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}")
+        _within(self.bake_seconds, 0, 86_400, "rollout.bake_seconds")
         _within(self.pause_max_seconds, 1, 604_800, "rollout.pause_max_seconds")
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
