@@ -1,7 +1,7 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose: offline, golden_set, conformance, golden_10m, mutation, idle, events, faults, whole. Exit status 1 when
-a figure misses its goal.
+Names on the command line choose: offline, golden_set, conformance, gateway, golden_10m, mutation, idle, events, faults, whole. Exit
+status 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conformance, events, faults, figures, golden_set, idle, mutation, offline, whole
+from bench import conformance, events, faults, figures, gateway, golden_set, idle, mutation, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
@@ -20,11 +20,12 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "offline": offline.measure,
     "golden_set": golden_set.measure,
     "conformance": conformance.measure,
+    "gateway": gateway.measure,
     "whole": whole.measure,
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
-SHORT = ("offline", "golden_set", "conformance", "idle", "events")
+SHORT = ("offline", "golden_set", "conformance", "gateway", "idle", "events")
 FULL = (*SHORT, "faults", "whole", "golden_10m", "mutation")
 
 

@@ -88,6 +88,7 @@ def trained() -> bytes:
 
 
 def gate(folder: Path) -> dict[str, Any]:
+    from validation.bundle import read_bundle
     from validation.contract import Bundle, Outcome, Spec
     from validation.golden_set import run
 
@@ -95,9 +96,12 @@ def gate(folder: Path) -> dict[str, Any]:
     bundle = Bundle(uri=(folder / "bundle.tar").as_uri(), sha256=digest)
     spec = Spec(task="golden_set", model=MODEL, version=1, delivery="bench", evidence_uri="file:///dev/null", bundle=bundle, limits=LIMITS)
     start = time.perf_counter()
+    with read_bundle(bundle):
+        opened = time.perf_counter() - start
+    start = time.perf_counter()
     decision = run(spec, folder)
     bad = [f"{each.name}: {each.why}" for each in decision.findings if each.outcome is not Outcome.PASSED]
-    return {"seconds": time.perf_counter() - start, "bad": bad}
+    return {"seconds": time.perf_counter() - start, "opened": opened, "bad": bad}
 
 
 def loop(folder: Path, batch_rows: int) -> dict[str, Any]:

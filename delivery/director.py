@@ -37,18 +37,31 @@ from typing import Any, TypeVar
 import aiohttp
 from aiohttp import web
 
-from delivery.gateway import LOOPBACK, Admin, GatewayAway, NotConfirmed, Timeouts
+from delivery.gateway import LOOPBACK, Timeouts
+from delivery.gateway_admin import Admin, GatewayAway, NotConfirmed
 from delivery.splits import AccessLog, serve
-from delivery.switchboard import Settings, StateFile, Switchboard
+from delivery.state_file import StateFile, Taken
+from delivery.switchboard import Settings, Switchboard
 from delivery.traffic import Backend, Held, NotAllowed, checked_model
 from validation.policy import parse
 
 BODY_LIMIT_BYTES = 64 << 10
 ADMIN_TIMEOUT_S = 1.0
 EXIT_USAGE = 64
+EXIT_TAKEN = 75  # another director has the state folder: worth a try when that has ended
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body")
 log = logging.getLogger("director")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Body of PUT candidate; without a `slice_header` the model's requests are not told apart."""
+
+    version: int
+    http: str
+    grpc: str
+    slice_header: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +91,7 @@ class Renewal:
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
-    """Body of PUT stable."""
+    """Body of PUT stable and of POST undo: the version that shall be stable."""
 
     version: int
 
@@ -101,9 +114,11 @@ class Api:
             web.post(f"{model}/split/renew", self.renew),
             web.delete(f"{model}/split", self.delete_split),
             web.put(f"{model}/stable", self.put_stable),
+            web.post(f"{model}/undo", self.undo),
             web.delete(f"{model}/previous", self.delete_previous),
             web.get(f"{model}/observations", self.observations),
             web.get(f"{model}/mirrored", self.mirrored),
+            web.get(f"{model}/health", self.get_health),
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -114,7 +129,9 @@ class Api:
         return self._described(_model(request))
 
     async def put_candidate(self, request: web.Request) -> web.Response:
-        await self._switchboard.put_candidate(_model(request), await _body(request, Backend))
+        body = await _body(request, Candidate)
+        backend = Backend(version=body.version, http=body.http, grpc=body.grpc)
+        await self._switchboard.put_candidate(_model(request), backend, slice_header=body.slice_header)
         return self._described(_model(request))
 
     async def delete_candidate(self, request: web.Request) -> web.Response:
@@ -144,15 +161,22 @@ class Api:
         await self._switchboard.put_stable(_model(request), (await _body(request, Promotion)).version)
         return self._described(_model(request))
 
+    async def undo(self, request: web.Request) -> web.Response:
+        await self._switchboard.undo(_model(request), (await _body(request, Promotion)).version)
+        return self._described(_model(request))
+
     async def delete_previous(self, request: web.Request) -> web.Response:
         await self._switchboard.delete_previous(_model(request))
         return self._described(_model(request))
 
     async def observations(self, request: web.Request) -> web.Response:
-        return web.json_response(self._switchboard.observations.after(_model(request), _number(request, "after")))
+        return web.json_response(await self._switchboard.seen_after(_model(request), _number(request, "after")))
 
     async def mirrored(self, request: web.Request) -> web.Response:
         return web.json_response(await self._switchboard.mirrored(_model(request)))
+
+    async def get_health(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._switchboard.health(_model(request)))
 
     def _described(self, model: str) -> web.Response:
         return web.json_response(self._switchboard.describe(model))
@@ -245,7 +269,7 @@ async def run(switchboard: Switchboard, *, http_port: int, grpc_port: int, token
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see), grpc_port)
+    grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see, switchboard.observations.interrupted), grpc_port)
     runner = web.AppRunner(application(switchboard, token), access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, LOOPBACK, http_port).start()
@@ -274,10 +298,12 @@ async def _serve(given: argparse.Namespace, state: Path, token: str) -> None:
         timeouts=Timeouts(total_s=given.timeout_s, per_try_s=given.per_try_timeout_s),
         recorder_permille=given.recorder_permille,
     )
-    async with gateway_admin(given.gateway_admin) as admin:
-        data = state / "data"
-        switchboard = Switchboard(state=StateFile(data / "director" / "state.json"), files=data / "envoy", admin=admin, settings=settings)
-        await run(switchboard, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
+    data = state / "data"
+    file = StateFile(data / "director" / "state.json")
+    with file.alone():
+        async with gateway_admin(given.gateway_admin) as admin:
+            switchboard = Switchboard(state=file, files=data / "envoy", admin=admin, settings=settings)
+            await run(switchboard, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
@@ -298,7 +324,11 @@ def main(given: list[str] | None = None) -> int:
     if missing := [name for name in ("PENSTOCK_STATE", "PENSTOCK_DIRECTOR_TOKEN") if not os.environ.get(name)]:
         print(f"set {' and '.join(missing)} in the environment", file=sys.stderr)
         return EXIT_USAGE
-    asyncio.run(_serve(arguments, Path(os.environ["PENSTOCK_STATE"]), os.environ["PENSTOCK_DIRECTOR_TOKEN"]))
+    try:
+        asyncio.run(_serve(arguments, Path(os.environ["PENSTOCK_STATE"]), os.environ["PENSTOCK_DIRECTOR_TOKEN"]))
+    except Taken as error:
+        print(error, file=sys.stderr)
+        return EXIT_TAKEN
     return 0
 
 

@@ -7,7 +7,7 @@ httpx and nothing of the director's own. It repeats no call by itself and decide
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,22 +63,32 @@ class ModelView:
 
 
 class Row(NamedTuple):
-    """One request at the gateway. `ok` judges the version's own server, even where a retry or the fallback saved the client."""
+    """One request at the gateway. `ok` judges the version's own server, even where a retry or the fallback saved the client.
+
+    `unix_s` is the gateway's wall clock, which may be set back: only `number` tells the order. `slice` is empty without a slice header.
+    """
 
     number: int
     unix_s: float
     version: int
     ok: bool
     latency_ms: float
+    slice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Go on with `after=last`. Another `epoch` than before means that the director was restarted: begin again with `after=0`."""
+    """Go on with `after=last`. Another `epoch` than before means that the director was restarted: begin again with `after=0`.
+
+    `lost` rows after the number that was asked for are gone for good: the reader was too slow. `gaps` counts since the director's start how
+    often rows may have been lost before they had a number: when it has grown, the rows of the two answers are not all there were.
+    """
 
     epoch: str
     last: int
     rows: tuple[Row, ...]
+    lost: int = 0
+    gaps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +116,12 @@ class Director:
     def model(self, model: str) -> ModelView:
         return _view(self._ask("GET", f"/v1/models/{model}"))
 
-    def put_candidate(self, model: str, version: int, http: str, grpc: str) -> ModelView:
-        """Returns once the gateway reaches the candidate and finds it ready; it has no share yet. `http`, `grpc`: like 127.0.0.1:8000."""
-        body = {"version": version, "http": http, "grpc": grpc}
+    def put_candidate(self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None) -> ModelView:
+        """Returns once the gateway reaches the candidate and finds it ready; it has no share yet. `http`, `grpc`: like 127.0.0.1:8000.
+
+        `slice_header` names the request header that is copied into the rows' `slice`; it stays until another candidate is put.
+        """
+        body = {"version": version, "http": http, "grpc": grpc, **({} if slice_header is None else {"slice_header": slice_header})}
         return _view(self._ask("PUT", f"/v1/models/{model}/candidate", body, timeout=CHANGE_TIMEOUT))
 
     def delete_candidate(self, model: str, version: int) -> ModelView:
@@ -134,16 +147,27 @@ class Director:
     def put_stable(self, model: str, version: int) -> ModelView:
         return _view(self._ask("PUT", f"/v1/models/{model}/stable", {"version": version}, timeout=CHANGE_TIMEOUT))
 
+    def undo(self, model: str, version: int) -> ModelView:
+        """`version`, the stable before this one, is stable again; may be asked for twice. Raises `Refused` when it is not there any more,
+        `LeaseHeld` while a split is held, `DirectorUnreachable` when it is not healthy.
+        """
+        return _view(self._ask("POST", f"/v1/models/{model}/undo", {"version": version}, timeout=CHANGE_TIMEOUT))
+
     def delete_previous(self, model: str) -> ModelView:
         return _view(self._ask("DELETE", f"/v1/models/{model}/previous", timeout=CHANGE_TIMEOUT))
 
     def observations(self, model: str, after: int = 0) -> Rows:
         """At most 20,000 rows after number `after`, oldest first."""
         answer = self._ask("GET", f"/v1/models/{model}/observations", after=after)
-        return Rows(epoch=answer["epoch"], last=answer["last"], rows=tuple(_row(*each) for each in answer["rows"]))
+        rows = tuple(_row(each) for each in answer["rows"])
+        return Rows(epoch=answer["epoch"], last=answer["last"], rows=rows, lost=answer["lost"], gaps=answer["gaps"])
 
     def mirrored(self, model: str) -> Mirrored:
         return Mirrored(**self._ask("GET", f"/v1/models/{model}/mirrored"))
+
+    def health(self, model: str) -> dict[int, bool]:
+        """Whether each version of the model that the gateway knows is ready; nothing else is asked of it."""
+        return {int(version): bool(healthy) for version, healthy in self._ask("GET", f"/v1/models/{model}/health").items()}
 
     def _ask(self, method: str, path: str, body: Any = None, timeout: httpx.Timeout = TIMEOUT, **query: str | int) -> dict[str, Any]:
         try:
@@ -178,5 +202,6 @@ def _view(answer: Mapping[str, Any]) -> ModelView:
     return ModelView(model=answer["model"], shadow_permille=answer["shadow_permille"], split=split, **roles)
 
 
-def _row(number: int, unix_s: float, version: int, ok: int, latency_ms: float) -> Row:
-    return Row(number, unix_s, version, bool(ok), latency_ms)
+def _row(values: Sequence[Any]) -> Row:
+    number, unix_s, version, ok, latency_ms, slice_ = values
+    return Row(number, unix_s, version, bool(ok), latency_ms, slice_)

@@ -1,8 +1,8 @@
-"""Envoy's configuration: the bootstrap, clusters and routes rendered from the traffic's state, written, and read back.
+"""Envoy's configuration: the bootstrap, clusters and routes rendered from the traffic's state, and written.
 
-`stack` calls `write_bootstrap` to start Envoy; the director renders clusters (CDS) and routes (RDS), writes each into its own watched
-directory by rename (a shared one would reload both on every rename), and asks Envoy's admin interface whether they are in force.
-Rendering is pure. This module decides no share, and makes no connection: the caller brings a function that fetches an admin page.
+`stack` calls `write_bootstrap` to start Envoy; the director renders clusters (CDS) and routes (RDS) and writes each into its own watched
+directory by rename (a shared one would reload both on every rename). Whether they are in force, `delivery.gateway_admin` sees. Rendering
+is pure. This module decides no share, and makes no connection.
 
 `python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--recorder-ports N N] [--access-log FILE]`
 writes a bootstrap.
@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delivery.traffic import PROTOCOLS, WHOLE, Backend, ModelTraffic, cluster_name, host_and_port, runtime_prefix
+from delivery.traffic import PROTOCOLS, WHOLE, Backend, ModelTraffic, cluster_name, host_and_port, pinned_name, runtime_prefix
 from validation.contract import canonical_json, sha256
 
 Json = dict[str, Any]
@@ -35,24 +35,17 @@ VERSION_HEADER = "x-penstock-version"
 REASON_HEADER = "x-penstock"
 USER_HEADER = "x-user-id"
 MODEL_HEADER = "x-model"
+PIN_HEADER = "x-model-version"  # a tester's: this version's own answer, or none
+SLICE_HEADER = "x-penstock-slice"  # ours alone: what a client sends under this name is taken off
+SLICE_CHARACTERS = 40
+MUTATION = "envoy.filters.http.header_mutation"
+_MUTATION_TYPE = "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation"
 BUFFER_BYTES = 16 << 20  # a request larger than this is neither mirrored nor tried again elsewhere
 # Only what serves a model. Triton's other calls (load, unload, shared memory, trace and log settings) must not be reachable from clients.
 HTTP_CALLS = r"/v2/models/{model}(/versions/[0-9]+)?(/(infer|generate|generate_stream|ready|config|stats))?"
 GRPC_CALLS = r"/inference\.GRPCInferenceService/(ModelInfer|ModelStreamInfer|ModelReady|ModelMetadata|ModelConfig|ModelStatistics)"
 # `5xx` also covers a per-try time-out; gRPC's UNKNOWN (2) has no word among Envoy's conditions and is named by its header.
 RETRY_ON = "5xx,connect-failure,refused-stream,reset,unavailable,internal,retriable-headers"
-
-
-class GatewayAway(RuntimeError):
-    """Envoy is not connected or does not answer, so nothing can be changed. Worth a retry."""
-
-    status = 503
-
-
-class NotConfirmed(RuntimeError):
-    """Envoy did not show in time what was asked for. Worth a retry."""
-
-    status = 504
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +57,25 @@ class Timeouts:
 
 
 def render_clusters(traffic: ModelTraffic) -> list[Json]:
-    """Two clusters per version, one for each protocol; the fallback is priority 1."""
-    return [_cluster(traffic, backend, each) for backend in traffic.backends for each in PROTOCOLS]
+    """Four clusters per version, two for each protocol: its share's, where the fallback is priority 1, and one for those who pin it."""
+    rendered = [(_cluster(traffic, backend, each), _pinned_cluster(traffic, backend, each)) for backend, each in _served(traffic)]
+    return [cluster for pair in rendered for cluster in pair]
+
+
+def version_clusters(model: str, version: int) -> set[str]:
+    """Names of all clusters of one version."""
+    return {name(model, version, each) for name in (cluster_name, pinned_name) for each in PROTOCOLS}
 
 
 def render_routes(traffic: ModelTraffic, timeouts: Timeouts, recorder_permille: int = 0) -> list[Json]:
-    """One route per protocol. The route's own weights give stable everything: they are what is left when a lease lapses.
-
-    `recorder_permille` of the requests are mirrored to the recorder.
+    """Routes of pinned versions, and one for everybody else per protocol, whose own weights are what is left when a lease lapses: all to
+    stable. Of everybody else's requests `recorder_permille` are mirrored to the recorder.
     """
     if traffic.empty:
         return []
-    if traffic.stable is None:
-        return [_refusal(f"{traffic.model}-{each}", _match(traffic.model, each), "no-stable-version") for each in PROTOCOLS]
-    return [_route(traffic, traffic.stable, each, timeouts, recorder_permille) for each in PROTOCOLS]
+    pinned = [_pinned_route(traffic.model, backend, each, timeouts) for backend, each in _served(traffic)]
+    open_to_all = [(_unknown_pin(traffic.model, each), _unpinned(traffic, each, timeouts, recorder_permille)) for each in PROTOCOLS]
+    return [*pinned, *(route for pair in open_to_all for route in pair)]
 
 
 def cds(clusters: Iterable[Json]) -> Json:
@@ -120,7 +118,9 @@ def bootstrap(
 
 
 def write_bootstrap(path: Path, *, files: Path, **given: Any) -> None:
-    """Writes Envoy's bootstrap (`given`: as `bootstrap` takes it), and empty cluster and route files where there are none yet: Envoy refuses to start without them."""
+    """Writes Envoy's bootstrap (`given`: as `bootstrap` takes it), and empty cluster and route files where there are none yet, without
+    which Envoy refuses to start.
+    """
     for name, empty in (("cds", cds([])), ("rds", rds([]))):
         if not _file(files, name).exists():
             write_resources(files, name, empty)
@@ -147,57 +147,13 @@ def write_by_rename(path: Path, data: bytes, *, draft: Path | None = None) -> No
     _sync_directory(path.parent)
 
 
-class Admin:
-    """Envoy's admin interface, as far as it shows what is in force. `fetch` gets a path and returns the page, or raises `GatewayAway`."""
-
-    def __init__(self, fetch: Callable[[str], Awaitable[bytes]]) -> None:
-        self._fetch = fetch
-
-    async def versions(self) -> dict[str, str]:
-        """The revisions of `cds` and `rds` that Envoy has taken."""
-        page = (await self._fetch("/stats?filter=version_text$")).decode()
-        texts = dict(line.split(": ", 1) for line in page.splitlines() if ": " in line)
-        names = {"cds": "cluster_manager.cds.version_text", "rds": f"http.{STAT_PREFIX}.rds.{ROUTES_NAME}.version_text"}
-        return {key: texts.get(name, "").strip('"') for key, name in names.items()}
-
-    async def refusals(self) -> str:
-        """Envoy's counters of configuration that it did not take, for the message of an error."""
-        page = (await self._fetch("/stats?usedonly&filter=(cds|rds).*update_(rejected|failure)$")).decode()
-        return ", ".join(page.split("\n")).strip(", ") or "nothing was refused"
-
-    async def weights(self) -> dict[str, str]:
-        """The runtime values in force, by key."""
-        page = json.loads(await self._fetch("/runtime"))
-        return {key: entry["final_value"] for key, entry in page.get("entries", {}).items()}
-
-    async def endpoints(self) -> list[Endpoint]:
-        page = json.loads(await self._fetch("/clusters?format=json"))
-        return [_endpoint(each["name"], host) for each in page.get("cluster_statuses", []) for host in each.get("host_statuses", [])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """One server as a cluster sees it. The counters begin when the cluster is added and count attempts, not client requests."""
-
-    cluster: str
-    address: str
-    priority: int
-    healthy: bool
-    requests: int
-    failures: int
-    active: int
-
-
 def expected_hosts(clusters: Iterable[Json]) -> Hosts:
     """The hosts that `Admin.endpoints` must show for rendered clusters."""
     return {each["name"]: frozenset(_rendered_hosts(each)) for each in clusters}
 
 
-def shown_hosts(endpoints: Iterable[Endpoint]) -> Hosts:
-    shown: dict[str, set[tuple[str, int]]] = {}
-    for each in endpoints:
-        shown.setdefault(each.cluster, set()).add((each.address, each.priority))
-    return {name: frozenset(hosts) for name, hosts in shown.items()}
+def _served(traffic: ModelTraffic) -> list[tuple[Backend, str]]:
+    return [(backend, each) for backend in traffic.backends for each in PROTOCOLS]
 
 
 def _rendered_hosts(cluster: Json) -> Iterable[tuple[str, int]]:
@@ -207,28 +163,26 @@ def _rendered_hosts(cluster: Json) -> Iterable[tuple[str, int]]:
             yield f"{address['address']}:{address['port_value']}", locality["priority"]
 
 
-def _endpoint(cluster: str, host: Mapping[str, Any]) -> Endpoint:
-    address = host["address"]["socket_address"]
-    counts = {each["name"]: int(each.get("value", 0)) for each in host.get("stats", [])}
-    health = dict(host.get("health_status", {}))
-    attempts, unreached = counts["rq_total"], counts["cx_connect_fail"]  # a request that found no connection is in no rq_ counter
-    return Endpoint(
-        cluster=cluster,
-        address=f"{address['address']}:{address['port_value']}",
-        priority=host.get("priority", 0),
-        healthy=health.pop("eds_health_status", "HEALTHY") == "HEALTHY" and not any(health.values()),
-        requests=attempts + unreached,
-        failures=max(0, attempts - counts["rq_success"] - counts["rq_active"]) + unreached,
-        active=counts["rq_active"],
-    )
-
-
 def _cluster(traffic: ModelTraffic, backend: Backend, protocol: str) -> Json:
-    name = cluster_name(traffic.model, backend.version, protocol)
     fallback = traffic.fallback(backend)
     servers = [backend] if fallback is None else [backend, fallback]
-    localities = [_locality(server, protocol, priority) for priority, server in enumerate(servers)]
     limit = {"max_connections": 10000, "max_pending_requests": 10000, "max_requests": 10000}
+    return {
+        **_servers(cluster_name(traffic.model, backend.version, protocol), servers, protocol),
+        # A second try goes to another server, so it must never be refused: the budget is for storms at the same server.
+        "circuit_breakers": {"thresholds": [{**limit, "retry_budget": {"budget_percent": {"value": 100}, "min_retry_concurrency": 100}}]},
+        "health_checks": [_health_check(f"/v2/models/{traffic.model}/ready")],
+        **({} if fallback is None else _leave_bad_servers()),
+    }
+
+
+def _pinned_cluster(traffic: ModelTraffic, backend: Backend, protocol: str) -> Json:
+    """One server that is always asked, whatever its health: who pins a version wants its own answer, also when that is an error."""
+    return _servers(pinned_name(traffic.model, backend.version, protocol), [backend], protocol)
+
+
+def _servers(name: str, servers: list[Backend], protocol: str) -> Json:
+    localities = [_locality(server, protocol, priority) for priority, server in enumerate(servers)]
     return {
         "name": name,
         "type": "STATIC",
@@ -236,10 +190,6 @@ def _cluster(traffic: ModelTraffic, backend: Backend, protocol: str) -> Json:
         "lb_policy": "LEAST_REQUEST",
         "load_assignment": {"cluster_name": name, "endpoints": localities},
         "typed_extension_protocol_options": _protocol_options(protocol),
-        # A second try goes to another server, so it must never be refused: the budget is for storms at the same server.
-        "circuit_breakers": {"thresholds": [{**limit, "retry_budget": {"budget_percent": {"value": 100}, "min_retry_concurrency": 100}}]},
-        "health_checks": [_health_check(f"/v2/models/{traffic.model}/ready")],
-        **({} if fallback is None else _leave_bad_servers()),
     }
 
 
@@ -275,6 +225,30 @@ def _leave_bad_servers() -> Json:
     return {"outlier_detection": ejection, "common_lb_config": {"healthy_panic_threshold": {"value": 0}}}
 
 
+def _pinned_route(model: str, backend: Backend, protocol: str, timeouts: Timeouts) -> Json:
+    return {
+        "name": f"{model}-{protocol}-v{backend.version}",
+        "match": _pinning(model, protocol, {"string_match": {"exact": str(backend.version)}}),
+        "route": {"timeout": f"{timeouts.total_s:g}s", "cluster": pinned_name(model, backend.version, protocol)},
+        "response_headers_to_add": [_header(VERSION_HEADER, cluster_name(model, backend.version, protocol))],
+    }
+
+
+def _unknown_pin(model: str, protocol: str) -> Json:
+    return _refusal(f"{model}-{protocol}-unknown-version", _pinning(model, protocol, {"present_match": True}), "unknown-version")
+
+
+def _pinning(model: str, protocol: str, version: Json) -> Json:
+    match = _match(model, protocol)
+    return {**match, "headers": [*match.get("headers", []), {"name": PIN_HEADER, **version}]}
+
+
+def _unpinned(traffic: ModelTraffic, protocol: str, timeouts: Timeouts, recorder_permille: int) -> Json:
+    if traffic.stable is None:
+        return _refusal(f"{traffic.model}-{protocol}", _match(traffic.model, protocol), "no-stable-version")
+    return _route(traffic, traffic.stable, protocol, timeouts, recorder_permille)
+
+
 def _route(traffic: ModelTraffic, stable: Backend, protocol: str, timeouts: Timeouts, recorder_permille: int) -> Json:
     action: Json = {
         "timeout": f"{timeouts.total_s:g}s",
@@ -288,7 +262,15 @@ def _route(traffic: ModelTraffic, stable: Backend, protocol: str, timeouts: Time
         "match": _match(traffic.model, protocol),
         "route": action,
         "response_headers_to_add": [_header(VERSION_HEADER, "%UPSTREAM_CLUSTER%")],
+        **({} if traffic.slice_header is None else _slices(traffic.slice_header)),
     }
+
+
+def _slices(header: str) -> Json:
+    """Copies the header that tells slices apart into the one that is logged. Before the router: also what finds no server is told apart."""
+    copied = {"append": _header(SLICE_HEADER, f"%REQ({header}):{SLICE_CHARACTERS}%")}
+    kind = f"type.googleapis.com/{_MUTATION_TYPE}PerRoute"
+    return {"typed_per_filter_config": {MUTATION: {"@type": kind, "mutations": {"request_mutations": [copied]}}}}
 
 
 def _weights(traffic: ModelTraffic, stable: Backend, protocol: str) -> Json:
@@ -410,12 +392,17 @@ def _listener(files: Path, port: int, access_log: Path | None) -> Json:
         "normalize_path": True,
         "rds": {"route_config_name": ROUTES_NAME, "config_source": _watched(files, "rds")},
         "access_log": [_streamed_log(), *([] if access_log is None else [_file_log(access_log)])],
-        "http_filters": [_router()],
+        "http_filters": [_slice_remover(), _router()],
     }
     network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}
     chains = [{"filters": [network]}]
     address = _socket(f"{LOOPBACK}:{port}")
     return {"name": "gateway", "address": address, "per_connection_buffer_limit_bytes": BUFFER_BYTES, "filter_chains": chains}
+
+
+def _slice_remover() -> Json:
+    removed = {"request_mutations": [{"remove": SLICE_HEADER}]}
+    return {"name": MUTATION, "typed_config": {"@type": f"type.googleapis.com/{_MUTATION_TYPE}", "mutations": removed}}
 
 
 def _router() -> Json:
@@ -436,6 +423,7 @@ def _streamed_log() -> Json:
     config = {
         "@type": "type.googleapis.com/envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
         "common_config": common,
+        "additional_request_headers_to_log": [SLICE_HEADER],
         "additional_response_headers_to_log": ["grpc-status"],  # there when the answer is trailers only, as most errors are
         "additional_response_trailers_to_log": ["grpc-status"],
     }

@@ -90,7 +90,7 @@ class _Rest:
         self._place = 0
 
     def take(self, size: Any) -> bytes:
-        if type(size) is not int or not 0 <= size <= len(self._data) - self._place:
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(self._data) - self._place:
             raise Malformed("binary_data_size leaves the body")
         self._place += size
         return self._data[self._place - size : self._place]
@@ -123,7 +123,7 @@ def _contents(head: Any) -> list[Any]:
 
 def _unpacked(datatype: Any, shape: Any, data: bytes) -> np.ndarray:
     dtype, size = _dtype(datatype), _size(shape)
-    if dtype == object:
+    if dtype.hasobject:
         values = np.empty(size, dtype=object)
         values[:] = _exactly(list(_words(data)), size)
         return values.reshape(shape)
@@ -140,7 +140,7 @@ def _listed(datatype: Any, shape: Any, data: Any) -> np.ndarray:
     except (ValueError, TypeError, OverflowError) as error:
         raise Malformed(f"data that is no {datatype} of shape {shape}") from error
     _exactly(values, size)
-    if dtype == object:
+    if dtype.hasobject:
         values = np.array([_word(each) for each in values], dtype=object)
     return values.reshape(shape)
 
@@ -152,7 +152,11 @@ def _dtype(datatype: Any) -> np.dtype[Any]:
 
 
 def _size(shape: Any) -> int:
-    if not isinstance(shape, list) or not shape or not all(type(each) is int and each >= 0 for each in shape):
+    if (
+        not isinstance(shape, list)
+        or not shape
+        or not all(isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in shape)
+    ):
         raise Malformed("a shape must be a list of whole numbers from 0")
     return math.prod(shape)
 
@@ -182,7 +186,7 @@ def _word(value: Any) -> bytes:
 
 
 def _packed(values: np.ndarray) -> bytes:
-    if values.dtype == object:
+    if values.dtype.hasobject:
         return b"".join(struct.pack("<I", len(each)) + each for each in values.reshape(-1))
     return values.astype(values.dtype.newbyteorder("<")).tobytes()
 

@@ -56,7 +56,7 @@ class Silence:
 
 def compare(stable: Arrays | Silence, candidate: Arrays | Silence, *, row: int = 0, **asked: Any) -> Pair:
     """`row` is the one that is looked at, `asked` the pair's `unix_s`, `stable_version` and `candidate_version`."""
-    known = {"unix_s": asked["unix_s"], "stable": asked["stable_version"], "candidate": asked["candidate_version"]}
+    known: dict[str, Any] = {"unix_s": asked["unix_s"], "stable": asked["stable_version"], "candidate": asked["candidate_version"]}
     if isinstance(stable, Silence) or isinstance(candidate, Silence):
         return Pair(**known, **_silent(stable, candidate))
     rows = max((len(values) for values in stable.values()), default=0)
@@ -65,7 +65,8 @@ def compare(stable: Arrays | Silence, candidate: Arrays | Silence, *, row: int =
     if problem := _unfinite(stable, candidate):
         return Pair(**known, state=UNFINITE, why=problem, rows=rows)
     flipped = bool(rows_flipped(candidate, stable)[row % rows]) if rows else False
-    return Pair(**known, state=COMPARED, rows=rows, flipped=flipped, **_distances(stable, candidate, row % max(rows, 1)))
+    distances: dict[str, Any] = _distances(stable, candidate, row % max(rows, 1))
+    return Pair(**known, state=COMPARED, rows=rows, flipped=flipped, **distances)
 
 
 def _silent(stable: Arrays | Silence, candidate: Arrays | Silence) -> dict[str, Any]:

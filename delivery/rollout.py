@@ -158,7 +158,7 @@ class Split:
     def record(self, evidence: Path) -> None:
         with (evidence / "observations.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["sequence", "unix_s", "version", "ok", "latency_ms"])
+            writer.writerow(["sequence", "unix_s", "version", "ok", "latency_ms", "slice"])
             writer.writerows([*self.stable, *self.candidate])
 
     def outputs(self) -> dict[str, Any]:

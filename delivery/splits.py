@@ -78,16 +78,20 @@ class SplitStreams(rtds_pb2_grpc.RuntimeDiscoveryServiceServicer):  # type: igno
 
 
 class AccessLog(als_pb2_grpc.AccessLogServiceServicer):  # type: ignore[misc]
-    """Hands every log entry of every Envoy to `see`."""
+    """Hands every log entry of every Envoy to `see`. A stream that ends may have lost rows: each end is told to `ended`."""
 
-    def __init__(self, see: Callable[[Any], None]) -> None:
+    def __init__(self, see: Callable[[Any], None], ended: Callable[[], None]) -> None:
         self._see = see
+        self._ended = ended
 
     async def StreamAccessLogs(  # noqa: N802 -- the protocol's name
         self, messages: AsyncIterator[als_pb2.StreamAccessLogsMessage], _context: grpc.aio.ServicerContext
     ) -> als_pb2.StreamAccessLogsResponse:
-        async for message in messages:
-            self._see_all(message.http_logs.log_entry)
+        try:
+            async for message in messages:
+                self._see_all(message.http_logs.log_entry)
+        finally:
+            self._ended()
         return als_pb2.StreamAccessLogsResponse()
 
     def _see_all(self, entries: Iterable[Any]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections import defaultdict
@@ -19,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from delivery import gateway, traffic
-from delivery.gateway import Admin, GatewayAway, Json, NotConfirmed, Timeouts
+from delivery.gateway import Json, Timeouts
+from delivery.gateway_admin import Admin, GatewayAway, NotConfirmed, shown_hosts
 from delivery.observations import Observations, read_entry
 from delivery.splits import SplitStreams
+from delivery.state_file import StateFile
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 Check = Callable[[], Awaitable[bool]]
@@ -41,23 +42,6 @@ class Settings:
     look_every_s: float = 0.02
     timeouts: Timeouts = field(default_factory=Timeouts)
     recorder_permille: int = 0  # of every model's requests, mirrored to the recorder
-
-
-class StateFile:
-    """The durable traffic of every model."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def read(self) -> dict[str, ModelTraffic]:
-        """Raises `ValueError` on a file that cannot be understood: better no director than one that forgets what is stable."""
-        if not self._path.exists():
-            return {}
-        return traffic.load(json.loads(self._path.read_bytes()))
-
-    def write(self, models: dict[str, ModelTraffic]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        gateway.write_by_rename(self._path, json.dumps(traffic.dump(models), indent=1).encode())
 
 
 class Configuration:
@@ -95,6 +79,7 @@ class Switchboard:
         self._mirrors: dict[str, float] = {}  # until when each mirror holds; its share is in the model's traffic
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._addresses: dict[str, str] = {}
+        self._dropped = 0
         self._configuration = Configuration(files)
         self.observations = Observations()
         self.splits = SplitStreams(self._weights, ttl_s=settings.split_ttl_s, heartbeat_s=settings.heartbeat_s)
@@ -115,10 +100,10 @@ class Switchboard:
         split = lease and {"holder": lease.holder, "permille": lease.permille, "expires_in_s": round(lease.expires_at_s - self._now_s(), 3)}
         return {"model": model, **roles, "shadow_permille": known.shadow_permille, "split": split}
 
-    async def put_candidate(self, model: str, backend: Backend) -> None:
+    async def put_candidate(self, model: str, backend: Backend, *, slice_header: str | None = None) -> None:
         """Clusters first, confirmed and healthy, then the route that knows them with share 0."""
         async with self._changing(model):
-            after = self.traffic(model).with_candidate(backend, self.lease(model))
+            after = self.traffic(model).with_candidate(backend, self.lease(model)).with_slices(slice_header)
             await self._install(after, healthy=backend)
 
     async def delete_candidate(self, model: str, version: int) -> None:
@@ -169,6 +154,16 @@ class Switchboard:
             with self._lease_held(model):
                 await self._install(after, healthy=after.stable if new else None)
 
+    async def undo(self, model: str, version: int) -> None:
+        """Stable and previous change places with one change of the routes. To a version that is not healthy now it is refused at once."""
+        async with self._changing(model):
+            before = self.traffic(model)
+            after = before.undone(version, self.lease(model))
+            new = after.stable if after != before else None
+            if new is not None and not _own(model, new) <= await self._healthy():
+                raise NotConfirmed(f"{model} v{version} at {new.http} is not healthy, so nothing was changed; start it again first")
+            await self._install(after, healthy=new)
+
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):
             await self._install(self.traffic(model).without_previous())
@@ -178,9 +173,25 @@ class Switchboard:
         candidate = self.traffic(model).candidate
         if candidate is None:
             raise traffic.Unknown(f"{model} has no candidate; register one first")
-        own = {traffic.cluster_name(model, candidate.version, each): candidate.address(each) for each in traffic.PROTOCOLS}
-        counted = [each for each in await self._admin.endpoints() if own.get(each.cluster) == each.address]
+        own = _own(model, candidate)
+        counted = [each for each in await self._admin.endpoints() if (each.cluster, each.address) in own]
         return {"requests": sum(each.requests for each in counted), "failures": sum(each.failures for each in counted)}
+
+    async def health(self, model: str) -> dict[str, bool]:
+        """Whether each role's own server is reached over both protocols and says that it is ready."""
+        backends, healthy = self.traffic(model).backends, await self._healthy()
+        return {str(each.version): _own(model, each) <= healthy for each in backends}
+
+    async def seen_after(self, model: str, number: int) -> Json:
+        """The rows of `Observations.after`; what Envoy dropped until now counts among the gaps, as far as Envoy can be asked."""
+        with contextlib.suppress(GatewayAway):
+            self._note_dropped(await self._admin.dropped_rows())
+        return self.observations.after(model, number)
+
+    def _note_dropped(self, dropped: int) -> None:
+        """Envoy's counter begins anew with Envoy."""
+        self.observations.interrupted(dropped - self._dropped if dropped >= self._dropped else dropped)
+        self._dropped = dropped
 
     def see(self, entry: Any) -> None:
         """Takes one entry of the access log."""
@@ -270,7 +281,7 @@ class Switchboard:
     def _both(self, after: ModelTraffic, fresh: Backend | None) -> list[Json]:
         """Clusters of before and after. Those of before stay as they are, but for the `fresh` backend's, which may have moved."""
         added = {each["name"]: each for each in gateway.render_clusters(after)}
-        names = {traffic.cluster_name(after.model, fresh.version, each) for each in traffic.PROTOCOLS} if fresh else set()
+        names = gateway.version_clusters(after.model, fresh.version) if fresh else set()
         kept = {each["name"]: each for each in self._configuration.clusters.get(after.model, []) if each["name"] not in names}
         return list({**added, **kept}.values())
 
@@ -353,7 +364,7 @@ class Switchboard:
         return holds
 
     async def _has_hosts(self, clusters: list[Json], left: set[str]) -> bool:
-        shown = gateway.shown_hosts(await self._admin.endpoints())
+        shown = shown_hosts(await self._admin.endpoints())
         expected = gateway.expected_hosts(clusters)
         return not left & set(shown) and all(shown.get(name) == hosts for name, hosts in expected.items())
 
@@ -361,12 +372,13 @@ class Switchboard:
         return not clusters or not any(each.active for each in await self._admin.endpoints() if each.cluster in clusters)
 
     async def _confirm_healthy(self, model: str, backend: Backend) -> None:
-        own = {(traffic.cluster_name(model, backend.version, each), backend.address(each)) for each in traffic.PROTOCOLS}
-
         async def holds() -> bool:
-            return own <= {(each.cluster, each.address) for each in await self._admin.endpoints() if each.healthy}
+            return _own(model, backend) <= await self._healthy()
 
         await self._confirm(holds, f"health of {model} v{backend.version} at {backend.http} and {backend.grpc}", self._settings.healthy_s)
+
+    async def _healthy(self) -> set[tuple[str, str]]:
+        return {(each.cluster, each.address) for each in await self._admin.endpoints() if each.healthy}
 
     async def _confirm(self, holds: Check, what: str, within_s: float) -> None:
         try:
@@ -389,6 +401,11 @@ async def _unless_away(holds: Check) -> bool:
         return await holds()
     except GatewayAway:
         return False
+
+
+def _own(model: str, backend: Backend) -> set[tuple[str, str]]:
+    """Clusters of a version, each with the version's own address in it."""
+    return {(traffic.cluster_name(model, backend.version, each), backend.address(each)) for each in traffic.PROTOCOLS}
 
 
 def _flat(rows: dict[str, list[Json]]) -> Iterable[Json]:

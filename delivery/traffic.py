@@ -20,6 +20,7 @@ STATE_FORMAT = 1
 LONGEST_TTL_S = 600.0
 SHORTEST_MIRROR_TTL_S = 2.0  # setting and ending a mirror renders routes anew
 LONGEST_NAME = 250  # Airflow's limit for a run id, which is what a holder is
+HEADER_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
 CLUSTER_NAME = re.compile(rf"(?P<model>{MODEL_NAME.pattern})--v(?P<version>[1-9][0-9]*)--(?P<protocol>http|grpc)")
 
 
@@ -72,7 +73,8 @@ class ModelTraffic:
     """What must survive a restart: who serves a model. With every lease gone, `stable` has all of its traffic.
 
     `previous` is the stable before this one, kept for the undo and as fallback. `shadow_permille` is the share of requests that are
-    mirrored to the candidate; it holds as long as it is renewed, and does not survive a restart.
+    mirrored to the candidate; it holds as long as it is renewed, and does not survive a restart. `slice_header` is the request header that
+    says which slice a request belongs to; none means that requests are not told apart.
     """
 
     model: str
@@ -80,10 +82,12 @@ class ModelTraffic:
     previous: Backend | None = None
     candidate: Backend | None = None
     shadow_permille: int = 0
+    slice_header: str | None = None
 
     def __post_init__(self) -> None:
         checked_model(self.model)
         _permille(self.shadow_permille)
+        _header(self.slice_header)
         versions = [each.version for each in self.backends]
         if len(versions) != len(set(versions)):
             raise ValueError(f"{self.model}: one version cannot have two roles: {versions}")
@@ -125,13 +129,31 @@ class ModelTraffic:
             self.split_versions()
         return replace(self, shadow_permille=permille)
 
+    def with_slices(self, header: str | None) -> ModelTraffic:
+        """Requests are told apart by `header` from now on. Raises `ValueError` for what is no plain header's name in lower case."""
+        return replace(self, slice_header=header)
+
     def promoted(self, version: int) -> ModelTraffic:
         """The candidate becomes stable and stable becomes previous. Changes nothing when `version` is stable."""
         if self.stable is not None and self.stable.version == version:
             return self
         if self.candidate is None or self.candidate.version != version:
             raise Unknown(f"{self.model} v{version} is not the candidate; put it there first")
-        return ModelTraffic(model=self.model, stable=self.candidate, previous=self.stable)
+        return ModelTraffic(model=self.model, stable=self.candidate, previous=self.stable, slice_header=self.slice_header)
+
+    def undone(self, version: int, lease: Lease | None) -> ModelTraffic:
+        """Stable and previous change places, and `version` is stable again; a candidate stays. Changes nothing when it is stable already.
+
+        Raises `NotAllowed` when `version` is not the previous one, `Held` while a split is held: its weights name the stable of now.
+        """
+        if self.stable is not None and self.stable.version == version:
+            return self
+        if self.previous is None or self.previous.version != version:
+            kept = f"v{self.previous.version} is" if self.previous else "no version is"
+            raise NotAllowed(f"{self.model} cannot go back to v{version}: {kept} kept as previous; deliver v{version} again")
+        if lease is not None:
+            raise Held(lease.holder)
+        return replace(self, stable=self.previous, previous=self.stable)
 
     def without_previous(self) -> ModelTraffic:
         return replace(self, previous=None)
@@ -219,6 +241,11 @@ def cluster_name(model: str, version: int, protocol: str) -> str:
     return f"{model}--v{version}--{protocol}"
 
 
+def pinned_name(model: str, version: int, protocol: str) -> str:
+    """The cluster of those who ask for this very version. `parse_cluster` does not know it: no such request is evidence of a rollout."""
+    return f"{cluster_name(model, version, protocol)}--pinned"
+
+
 def parse_cluster(name: str) -> tuple[str, int, str] | None:
     """Model, version and protocol of a cluster of ours; `None` for any other name."""
     found = CLUSTER_NAME.fullmatch(name)
@@ -255,6 +282,11 @@ def _held_by(lease: Lease | None, holder: str) -> None:
         raise ValueError(f"holder must have 1 to {LONGEST_NAME} characters")
     if lease is not None and lease.holder != holder:
         raise Held(lease.holder)
+
+
+def _header(name: str | None) -> None:
+    if name is not None and not HEADER_NAME.fullmatch(name):
+        raise ValueError(f"slice_header is {name!r}; expected a header's name: lower-case letters, digits and hyphens, at most 64")
 
 
 def _permille(permille: int) -> None:

@@ -62,7 +62,7 @@ class Watch:
         if answer["epoch"] != self._epoch:  # the director began anew, and so do its numbers
             self._epoch, self._after = answer["epoch"], 0
             answer = self._director.observations(self._model, 0)
-        for _, unix_s, version, ok, _ in answer["rows"]:
+        for _, unix_s, version, ok, *_ in answer["rows"]:
             self._record.seen.setdefault(version, Seen()).add(unix_s, ok=bool(ok))
         self._after = answer["last"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Row, Rows, SplitView
-from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, Unknown, may_release, mirror_ttl, renewed, taken
+from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Refused, Row, Rows, SplitView
+from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, NotAllowed, Unknown, may_release, mirror_ttl, renewed, taken
 from delivery.triton import Server
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
@@ -32,10 +32,10 @@ class FakeDirector:
         self._called("model")
         return self._view(model)
 
-    def put_candidate(self, model: str, version: int, http: str, grpc: str) -> ModelView:
+    def put_candidate(self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None) -> ModelView:
         self._called("put_candidate")
         wanted = Backend(version=version, http=http, grpc=grpc)
-        self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model))
+        self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model)).with_slices(slice_header)
         return self._view(model)
 
     def delete_candidate(self, model: str, version: int) -> ModelView:
@@ -84,6 +84,16 @@ class FakeDirector:
         self._called("put_stable")
         self.leases.pop(model, None)
         self.traffic[model] = self._of(model).promoted(version)
+        return self._view(model)
+
+    def undo(self, model: str, version: int) -> ModelView:
+        self._called("undo")
+        try:
+            self.traffic[model] = self._of(model).undone(version, self.leases.get(model))
+        except Held as error:
+            raise LeaseHeld(str(error), error.holder) from error
+        except NotAllowed as error:
+            raise Refused(str(error)) from error
         return self._view(model)
 
     def delete_previous(self, model: str) -> ModelView:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -19,7 +19,7 @@ import grpc
 import httpx
 from aiohttp import web
 
-from delivery.director_client import Director
+from delivery.director_client import Director, Row
 from delivery.gateway import write_bootstrap
 from delivery.traffic import Backend
 
@@ -27,6 +27,16 @@ ROOT = Path(__file__).parent.parent
 TOKEN = "a-token-of-the-tests"
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 PATIENCE_S = 15.0
+WITH_ANOTHER_CLOCK = """
+import runpy, time
+from pathlib import Path
+def ahead_s(file=Path({clock!r})):
+    return int(file.read_text()) if file.exists() else 0
+seconds, nanoseconds = time.time, time.time_ns
+time.time = lambda: seconds() + ahead_s()
+time.time_ns = lambda: nanoseconds() + ahead_s() * 10**9
+runpy.run_module("delivery.director", run_name="__main__", alter_sys=True)
+"""
 
 
 def free_port() -> int:
@@ -72,6 +82,11 @@ class Process:
         with self._log.open("ab") as log:
             self._running = subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environ, cwd=self._log.parent)
 
+    @property
+    def pid(self) -> int:
+        assert self._running
+        return self._running.pid
+
     def send(self, number: signal.Signals) -> None:
         assert self._running
         self._running.send_signal(number)
@@ -100,7 +115,8 @@ class Process:
 class Stack:
     """Envoy and its director on ports of their own."""
 
-    def __init__(self, folder: Path, *, ttl_s: float = 5.0) -> None:
+    def __init__(self, folder: Path, *, ttl_s: float = 5.0, clock: Path | None = None) -> None:
+        """The director's wall clock runs ahead by the seconds in the file `clock`, once there is one."""
         names = ("gateway", "admin", "http", "grpc")
         self.port = {name: free_port() for name in names}
         self.files = folder / "data" / "envoy"
@@ -113,7 +129,9 @@ class Stack:
         listen = f"--http-port {self.port['http']} --grpc-port {self.port['grpc']} --gateway-admin 127.0.0.1:{self.port['admin']}"
         times = f"--split-ttl-s {ttl_s}"
         environ = {"PENSTOCK_STATE": str(folder), "PENSTOCK_DIRECTOR_TOKEN": TOKEN}
-        self.director = Process(f"{sys.executable} -m delivery.director {listen} {times}", folder / "director.log", **environ)
+        program = "-m delivery.director" if clock is None else f"-c {shlex.quote(WITH_ANOTHER_CLOCK.format(clock=str(clock)))}"
+        self.director = Process(f"{sys.executable} {program} {listen} {times}", folder / "director.log", **environ)
+        self._environ = {**os.environ, **environ}
         self.client = Director(self.director_url, TOKEN)
 
     @property
@@ -127,6 +145,12 @@ class Stack:
     @property
     def gateway_address(self) -> str:
         return f"127.0.0.1:{self.port['gateway']}"
+
+    def second_director(self) -> subprocess.CompletedProcess[str]:
+        """Another director on the same state, by mistake; it listens elsewhere and ends by itself."""
+        listen = f"--http-port {free_port()} --grpc-port {free_port()} --gateway-admin 127.0.0.1:{self.port['admin']}"
+        command = shlex.split(f"{sys.executable} -m delivery.director {listen}")
+        return subprocess.run(command, env=self._environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
     def start(self) -> None:
         self.director.start()
@@ -247,6 +271,10 @@ class Answer(NamedTuple):
     waited_s: float
 
 
+def _headers(words: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in words.items()}
+
+
 class Client:
     """Asks a model through the gateway."""
 
@@ -264,9 +292,10 @@ class Client:
         await self._session.close()
         await self._channel.close()
 
-    async def http(self, user: str | None = None) -> Answer:
+    async def http(self, user: str | None = None, **more: str) -> Answer:
+        """`more` are headers, with underscores for hyphens."""
         asked_s = time.monotonic()
-        headers = {"x-user-id": user} if user else {}
+        headers = {**({"x-user-id": user} if user else {}), **_headers(more)}
         try:
             async with self._session.post(self._url, json={"inputs": []}, headers=headers) as answer:
                 row = await answer.json() if answer.status == 200 else {"version": 0}
@@ -274,9 +303,9 @@ class Client:
         except aiohttp.ClientError:
             return Answer(0, 0, asked_s, time.monotonic() - asked_s)
 
-    async def grpc(self, user: str | None = None) -> Answer:
+    async def grpc(self, user: str | None = None, **more: str) -> Answer:
         asked_s = time.monotonic()
-        metadata = [("x-model", self._model), *([("x-user-id", user)] if user else [])]
+        metadata = [("x-model", self._model), *([("x-user-id", user)] if user else []), *_headers(more).items()]
         try:
             version = int(await self._call(b"", metadata=metadata, timeout=10))
             return Answer(200, version, asked_s, time.monotonic() - asked_s)
@@ -336,3 +365,32 @@ class Load:
         self._asking.discard(task)
         if not task.cancelled():
             self.answers.append(task.result())
+
+
+async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The client is synchronous; the servers behind the gateway run in this loop."""
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def make_stable(stack: Stack, version: Version) -> None:
+    await call(stack.client.put_candidate, version.model, *version.address)
+    await call(stack.client.put_stable, version.model, version.number)
+
+
+async def begin_rollout(stack: Stack, stable: Version, candidate: Version) -> None:
+    await make_stable(stack, stable)
+    await call(stack.client.put_candidate, candidate.model, *candidate.address)
+
+
+def share(answers: list[Answer], version: int) -> float:
+    return sum(each.version == version for each in answers) / len(answers)
+
+
+async def rows_after(stack: Stack, model: str, number: int, expected: int) -> tuple[Row, ...]:
+    """All rows after `number`, once there are as many as expected."""
+
+    async def came() -> bool:
+        return len(stack.client.observations(model, number).rows) >= expected
+
+    await until(came, f"{expected} rows")
+    return stack.client.observations(model, number).rows

@@ -9,11 +9,26 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from gateway_fixtures import TOKEN, Answer, Client, Load, Stack, Version, running, until, versions, wait_until
+from gateway_fixtures import (
+    TOKEN,
+    Client,
+    Load,
+    Stack,
+    begin_rollout,
+    call,
+    make_stable,
+    rows_after,
+    running,
+    share,
+    until,
+    versions,
+    wait_until,
+)
 
 from delivery.director_client import Director, DirectorUnreachable, LeaseHeld, LeaseLost, NotThere, Refused
-from delivery.gateway import Admin, GatewayAway
-from delivery.switchboard import Settings, StateFile, Switchboard
+from delivery.gateway_admin import Admin, GatewayAway
+from delivery.state_file import StateFile
+from delivery.switchboard import Settings, Switchboard
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 NAMES = itertools.count(1)
@@ -36,35 +51,6 @@ def own(tmp_path) -> Iterator[Stack]:
 @pytest.fixture
 def model() -> str:
     return f"m{next(NAMES)}"
-
-
-async def call(function, *arguments):
-    """The client is synchronous; the servers behind the gateway run in this loop."""
-    return await asyncio.to_thread(function, *arguments)
-
-
-async def make_stable(stack: Stack, version: Version) -> None:
-    await call(stack.client.put_candidate, version.model, *version.address)
-    await call(stack.client.put_stable, version.model, version.number)
-
-
-async def begin_rollout(stack: Stack, stable: Version, candidate: Version) -> None:
-    await make_stable(stack, stable)
-    await call(stack.client.put_candidate, candidate.model, *candidate.address)
-
-
-def share(answers: list[Answer], version: int) -> float:
-    return sum(each.version == version for each in answers) / len(answers)
-
-
-async def rows_after(stack: Stack, model: str, number: int, expected: int):
-    """All rows after `number`, once there are as many as expected."""
-
-    async def came() -> bool:
-        return len(stack.client.observations(model, number).rows) >= expected
-
-    await until(came, f"{expected} rows")
-    return stack.client.observations(model, number).rows
 
 
 # ---- the rollout's way
@@ -551,7 +537,10 @@ def test_health_is_open(shared):
         ("PUT", "shadow", {"permille": 1, "ttl_s": 1}, "ttl_s"),
         ("PUT", "candidate", {"version": 1, "http": "example.org:80", "grpc": "127.0.0.1:1"}, "example.org"),
         ("PUT", "candidate", {"version": 0, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1"}, "version"),
+        ("PUT", "candidate", {"version": 1, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "slice_header": "X:"}, "slice_header"),
         ("PUT", "stable", {"version": "2"}, "version"),
+        ("POST", "undo", {}, "version"),
+        ("POST", "undo", {"version": 1, "holder": "a"}, "holder"),
         ("PUT", "stable", [], "JSON object"),
         ("POST", "split/renew", {"holder": "a", "ttl_s": 1, "permille": 3}, "permille"),
         ("DELETE", "split", None, "holder"),
@@ -605,6 +594,7 @@ def test_clean_up_of_nothing_succeeds(shared):
     assert shared.client.put_shadow("nobody", 0).shadow_permille == 0
     assert shared.client.delete_candidate("nobody", 1).candidate is None
     assert shared.client.delete_previous("nobody").previous is None
+    assert shared.client.health("nobody") == {}
     assert "nobody" not in json.loads(shared.state.read_text())["models"]
 
 

@@ -9,7 +9,8 @@ import pytest
 from gateway_fixtures import envoy_binary
 
 from delivery import gateway
-from delivery.gateway import Admin, Timeouts
+from delivery.gateway import Timeouts
+from delivery.gateway_admin import Admin
 from delivery.traffic import Backend, ModelTraffic
 
 
@@ -30,8 +31,36 @@ def clusters(known: ModelTraffic) -> dict[str, dict]:
 
 
 def test_clusters_are_named_after_versions():
-    """Two clusters per version, whatever its role: history stays with the version when roles swap."""
-    assert set(clusters(ROLLOUT)) == {f"digits--v{version}--{each}" for version in (1, 2) for each in ("http", "grpc")}
+    """Two clusters per version and two for who pins it, whatever its role: history stays with the version when roles swap."""
+    kinds = ("http", "grpc", "http--pinned", "grpc--pinned")
+    assert set(clusters(ROLLOUT)) == {f"digits--v{version}--{each}" for version in (1, 2) for each in kinds}
+    assert gateway.version_clusters("digits", 2) == {f"digits--v2--{each}" for each in kinds}
+
+
+def test_a_pinned_version_has_nobody_to_fall_back_to():
+    """Who pins wants this version's own answer: one server, always asked, and no second try."""
+    cluster, route = clusters(ROLLOUT)["digits--v2--http--pinned"], routes(ROLLOUT)["digits-http-v2"]["route"]
+    assert gateway.expected_hosts([cluster]) == {"digits--v2--http--pinned": {("127.0.0.1:8002", 0)}}
+    assert {"health_checks", "outlier_detection"} & set(cluster) == set()
+    assert route == {"timeout": "5s", "cluster": "digits--v2--http--pinned"}
+
+
+def test_pins_come_before_everybody_else():
+    """The first route that matches is taken: each pinned version, then any other pin, which is refused, then the split."""
+    known = replace(ROLLOUT, previous=backend(7))
+    order = [name for name in routes(known) if "http" in name]
+    assert order == ["digits-http-v1", "digits-http-v7", "digits-http-v2", "digits-http-unknown-version", "digits-http"]
+    refused = routes(known)["digits-http-unknown-version"]
+    assert refused["match"]["headers"] == [{"name": "x-model-version", "present_match": True}]
+    assert refused["direct_response"]["status"] == 404
+
+
+def test_a_slice_header_is_copied_and_cut():
+    """Only with a slice header is there a copy; it is our own header, at most 40 characters."""
+    copied = routes(ROLLOUT.with_slices("x-country"))["digits-http"]["typed_per_filter_config"][gateway.MUTATION]["mutations"]
+    header = {"key": "x-penstock-slice", "value": "%REQ(x-country):40%"}
+    assert copied["request_mutations"] == [{"append": {"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}}]
+    assert "typed_per_filter_config" not in routes(ROLLOUT)["digits-http"]
 
 
 def test_stable_stands_first_and_has_everything():
@@ -79,9 +108,10 @@ def test_mirror_is_there_only_with_a_share():
 
 
 def test_nothing_stable_is_said():
-    """A model without a stable version answers 404 with the reason, and has no route to its candidate."""
+    """A model without a stable version answers 404 with the reason, and has a route to its candidate for those alone who pin it."""
     rendered = routes(ModelTraffic(model="digits", candidate=backend(1)))
-    assert {each["direct_response"]["status"] for each in rendered.values()} == {404}
+    assert [name for name, each in rendered.items() if "direct_response" not in each] == ["digits-http-v1", "digits-grpc-v1"]
+    assert {each["direct_response"]["status"] for each in rendered.values() if "direct_response" in each} == {404}
     assert rendered["digits-http"]["response_headers_to_add"][0]["header"] == {"key": "x-penstock", "value": "no-stable-version"}
 
 
@@ -116,7 +146,9 @@ def test_bootstrap_keeps_what_the_director_wrote(tmp_path):
     assert json.loads((tmp_path / "cds" / "cds.json").read_text()) == written
 
 
-@pytest.mark.parametrize("known", [ROLLOUT, ALONE, ROLLOUT.promoted(2), ModelTraffic(model="digits", candidate=backend(1))])
+@pytest.mark.parametrize(
+    "known", [ROLLOUT.with_slices("x-country"), ALONE, ROLLOUT.promoted(2), ModelTraffic(model="digits", candidate=backend(1))]
+)
 def test_envoy_takes_what_is_rendered(tmp_path, known):
     """Envoy's own check passes with clusters and routes put where it reads them: files behind CDS and RDS are not checked by it."""
     known = replace(known, shadow_permille=100 if known.candidate and known.stable else 0)
@@ -154,6 +186,17 @@ async def test_an_attempt_that_did_not_succeed_failed():
     """Errors, time-outs and refused connections all count; attempts under way do not."""
     seen = await endpoint(host(rq_total=10, rq_success=6, rq_error=2, rq_timeout=1, rq_active=1, cx_connect_fail=4))
     assert (seen.requests, seen.failures, seen.active) == (14, 7, 1)
+
+
+async def test_dropped_rows_of_the_log_are_counted():
+    """Envoy's own counters of what it threw away and of what it could not send; before the first row there are none, which is 0."""
+    log = b"access_logs.grpc_access_log"
+    pages = iter([b"", b"%s.grpc_entries_flush_failed: 2\n%s.logs_dropped: 5\n" % (log, log)])
+
+    async def fetch(_path: str) -> bytes:
+        return next(pages)
+
+    assert [await Admin(fetch).dropped_rows() for _ in range(2)] == [0, 7]
 
 
 @pytest.mark.parametrize("trouble", ["failed_active_health_check", "failed_outlier_check", "pending_active_hc"])

@@ -9,7 +9,7 @@ OWN = "127.0.0.1:8002"
 ADDRESSES = {"digits--v2--http": OWN, "digits--v2--grpc": OWN}
 
 
-def entry(*, cluster="digits--v2--http", host=OWN, code=200, attempts=1, grpc_status=None, flag=None, trailer=True):
+def entry(*, cluster="digits--v2--http", host=OWN, code=200, attempts=1, grpc_status=None, flag=None, trailer=True, unix_ms=1_500):
     line = accesslog_pb2.HTTPAccessLogEntry()
     common = line.common_properties
     common.upstream_cluster, common.upstream_request_attempt_count = cluster, attempts
@@ -17,7 +17,7 @@ def entry(*, cluster="digits--v2--http", host=OWN, code=200, attempts=1, grpc_st
         address, port = host.split(":")
         common.upstream_remote_address.socket_address.address = address
         common.upstream_remote_address.socket_address.port_value = int(port)
-    common.start_time.FromMilliseconds(1_500)
+    common.start_time.FromMilliseconds(unix_ms)
     common.time_to_last_downstream_tx_byte.FromMicroseconds(2_500)
     if flag:
         setattr(common.response_flags, flag, True)
@@ -74,6 +74,35 @@ def test_refusals_of_the_gateway_are_nobodys_rows():
     assert read_entry(entry(cluster=""), ADDRESSES) is None
 
 
+def test_who_pins_a_version_is_nobodys_row():
+    """Testers choose their version: what they live through is no random sample of it."""
+    assert read_entry(entry(cluster="digits--v2--http--pinned"), {"digits--v2--http--pinned": OWN}) is None
+
+
+def test_the_slice_is_what_the_gateway_copied():
+    """It comes from our own header, and is empty without it."""
+    line = entry()
+    line.request.request_headers["x-penstock-slice"] = "nl"
+    assert [read_entry(each, ADDRESSES).slice for each in (line, entry())] == ["nl", ""]
+
+
+def test_a_clock_that_is_set_back_changes_no_order_and_no_latency():
+    """Rows keep the order in which they came, whatever the gateway's wall clock says, and waiting is measured without it."""
+    rows = Observations()
+    for unix_ms in (7_200_000, 3_600_000, 3_600_500):
+        rows.add(read_entry(entry(unix_ms=unix_ms), ADDRESSES))
+    assert [(row[0], row[1], row[4]) for row in rows.after("digits", 0)["rows"]] == [(1, 7200.0, 2.5), (2, 3600.0, 2.5), (3, 3600.5, 2.5)]
+
+
+def test_gaps_only_grow():
+    """A reader compares two answers: any growth between them says that rows may be missing."""
+    rows = Observations()
+    rows.interrupted()
+    rows.interrupted(5)
+    rows.interrupted(0)
+    assert rows.after("digits", 0)["gaps"] == 6
+
+
 def test_rows_are_read_in_pages():
     """`last` leads from page to page, without loss and without repetition."""
     rows = Observations(per_answer=2)
@@ -87,14 +116,15 @@ def test_rows_are_read_in_pages():
 
 
 def test_old_rows_leave_the_ring_and_their_numbers_tell():
-    """Numbers go on when rows are lost, so that a reader sees the gap."""
+    """Numbers go on when rows are lost, and a reader is told how many it has missed."""
     rows = Observations(kept=3)
     for _ in range(5):
         rows.add(read_entry(entry(), ADDRESSES))
     assert [row[0] for row in rows.after("digits", 0)["rows"]] == [3, 4, 5]
+    assert [rows.after("digits", number)["lost"] for number in (0, 1, 2, 3, 5, 9)] == [2, 1, 0, 0, 0, 0]
 
 
 def test_a_model_without_requests_has_no_rows():
     """Nothing seen is an empty answer, not an error."""
     rows = Observations()
-    assert rows.after("digits", 7) == {"epoch": rows.epoch, "last": 0, "rows": []}
+    assert rows.after("digits", 7) == {"epoch": rows.epoch, "last": 0, "lost": 0, "gaps": 0, "rows": []}

@@ -327,7 +327,11 @@ BOUNDS = [
     ("rollout.lease_seconds", 600.1, 600.0, "from 2 to 600"),
     *((f"rollout.{name}", 0.0, 1e-9, "above 0 to 0.5") for name in ("false_alarm", "miss", "error_limit")),
     *((f"rollout.{name}", 0.501, 0.5, "above 0 to 0.5") for name in ("false_alarm", "miss")),
-    ("rollout.latency_worse", 0.0, 0.5, ABOVE_0),
+    ("rollout.latency_worse", 0.0, 0.2, ABOVE_0),
+    ("rollout.damage_latency", 0.0, 0.2, ABOVE_0),
+    ("rollout.damage_errors", 0.501, 0.5, "above 0 to 0.5"),
+    ("rollout.warmup_seconds", -0.1, 0.0, "from 0 to inf"),
+    ("rollout.steps.0.min_requests", -1, 0, "from 0 to inf"),
     ("rollout.indifferent_below_ms", -0.1, 0.0, "from 0 to inf"),
     ("retrain.timeout_seconds", 0.5, 1.0, "from 1 to inf"),
 ]
@@ -377,7 +381,33 @@ SLICES = ("golden_set", "slices")
         (("shadow", "min_seconds"), -1.0, "shadow: min_seconds -1.0 must lie below max_seconds 60.0"),
         (STEPS, [], "rollout.steps: shares must grow from step to step"),
         ((*STEPS, 3, "permille"), 900, "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic"),
-        ((*STEPS, 3, "exclude_error_rate"), 0.001, "rollout.steps: exclude_error_rate must lie above error_limit"),
+        (
+            (*STEPS, 3, "exclude_error_rate"),
+            0.001,
+            (
+                "rollout.steps: exclude_error_rate must lie above error_limit and error_rise; of the step at 1000 per mille it is 0.001: "
+                "raise it, or damage_errors"
+            ),
+        ),
+        (
+            ("rollout", "damage_latency"),
+            0.1,
+            (
+                "rollout.steps: exclude_latency_worse must lie above latency_worse; of the step at 500 per mille it is 0.1: "
+                "raise it, or damage_latency"
+            ),
+        ),
+        (
+            ("rollout", "slices"),
+            {"header": "X-Tenant", "values": ["a"]},
+            "rollout.slices.header 'X-Tenant': expected the name of an HTTP header in lower case",
+        ),
+        (("rollout", "slices"), {"header": "x-tenant", "values": ["a", "a"]}, "rollout.slices.values: a, a names one twice"),
+        (
+            ("rollout", "slices"),
+            {"header": "x-tenant", "values": ["a b"]},
+            "rollout.slices.values: each of 1 to 64 letters, digits and . _ : -",
+        ),
         (("rollout", "newer"), "ignore", "rollout.newer is 'ignore'; allowed: waits, supersedes"),
         (("retrain", "environment"), "../x", "retrain.environment '../x': expected a plain name"),
         (("owner",), "", "owner '': expected 1 to 80 letters, digits, spaces and . , @ + / _ -, the first a letter or digit"),
@@ -406,3 +436,22 @@ def test_a_name_may_be_sixty_characters_long(rows, model):
 def test_a_schedule_may_go_to_the_ends_of_each_field(rows, schedule):
     """Minutes to 59, hours to 23, days to 31, months to 12."""
     assert parse(Policy, changed(rows, ("retrain", "schedule"), schedule)).retrain.schedule == schedule
+
+
+def test_margins_follow_from_the_damage_budgets(rows):
+    """A step excludes whatever would do more than the budget at the next share; the steps before and at 100 % have the final margins."""
+    for step in rows["rollout"]["steps"]:
+        step.pop("exclude_error_rate", None)
+        step.pop("exclude_latency_worse", None)
+    rollout = parse(Policy, rows).rollout
+    margins = [rollout.margins(step) for step in rollout.steps]
+    assert [round(each.error_rate, 6) for each in margins] == [0.05, 0.01, 0.005, 0.005]
+    assert [round(each.latency_worse, 6) for each in margins] == [2.5, 0.5, 0.25, 0.25]
+    assert [each.final for each in margins] == [False, False, True, True]
+
+
+def test_a_steps_own_margin_stands_before_the_budget(rows):
+    """Who writes a margin down means it."""
+    rows["rollout"]["steps"][2]["exclude_error_rate"] = 0.02
+    rollout = parse(Policy, rows).rollout
+    assert rollout.margins(rollout.steps[2]).error_rate == 0.02

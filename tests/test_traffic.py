@@ -37,6 +37,49 @@ def test_promotion_twice_is_promotion_once():
     assert ROLLOUT.promoted(2).promoted(2) == ROLLOUT.promoted(2)
 
 
+PROMOTED = ROLLOUT.promoted(2)
+
+
+def test_undo_swaps_stable_and_previous():
+    """The version before is stable again, the one undone is kept as previous, and a candidate stays where it is."""
+    before = replace(PROMOTED, candidate=backend(3), slice_header="x-country")
+    assert before.undone(1, None) == replace(before, stable=backend(1), previous=backend(2))
+
+
+def test_undo_twice_is_undo_once():
+    """It names the version that shall be stable, so that asking again does not bring the bad one back, whoever holds a split."""
+    assert PROMOTED.undone(1, None).undone(1, LEASE) == PROMOTED.undone(1, None)
+
+
+@pytest.mark.parametrize(
+    ("known", "version", "why"),
+    [(ROLLOUT, 7, "no version is kept"), (PROMOTED, 7, "v1 is kept"), (ModelTraffic(model="digits"), 1, "no version is kept")],
+)
+def test_undo_goes_to_the_previous_version_alone(known, version, why):
+    """Any other version is refused, and what is kept is named."""
+    with pytest.raises(NotAllowed, match=f"cannot go back to v{version}: {why}") as refused:
+        known.undone(version, None)
+    assert refused.value.status == 409
+
+
+def test_undo_waits_for_who_holds_a_split():
+    """The leased weights name the stable of now."""
+    with pytest.raises(Held, match="'a'"):
+        replace(PROMOTED, candidate=backend(3)).undone(1, LEASE)
+
+
+def test_slices_outlive_the_promotion():
+    """The new stable is judged on after its promotion, slice by slice."""
+    assert ROLLOUT.with_slices("x-country").promoted(2).slice_header == "x-country"
+
+
+@pytest.mark.parametrize("header", ["", "X-Country", ":path", "x country", "x%REQ", "x-" + "a" * 63, "1x"])
+def test_slice_headers_are_plain_names(header):
+    """The name becomes part of a format of Envoy's."""
+    with pytest.raises(ValueError, match="slice_header"):
+        ROLLOUT.with_slices(header)
+
+
 def test_only_the_candidate_can_be_promoted():
     """A version that is not the candidate is not there."""
     with pytest.raises(Unknown, match="v3 is not the candidate"):
@@ -162,8 +205,14 @@ def test_cluster_names_are_read_back():
 
 def test_state_survives_its_file():
     """What was written is read back equal, empty roles included."""
-    models = {"digits": ROLLOUT, "a": ModelTraffic(model="a", stable=backend(1))}
+    models = {"digits": ROLLOUT.with_slices("x-country"), "a": ModelTraffic(model="a", stable=backend(1))}
     assert traffic.load(json.loads(json.dumps(traffic.dump(models)))) == models
+
+
+def test_a_state_from_before_there_were_slices_is_read():
+    """The format is the same: a model without a slice header tells no requests apart."""
+    row = {"model": "digits", "stable": {"version": 1, "http": "127.0.0.1:8001", "grpc": "127.0.0.1:9001"}, "shadow_permille": 0}
+    assert traffic.load({"format": 1, "models": {"digits": row}}) == {"digits": ModelTraffic(model="digits", stable=backend(1))}
 
 
 def test_no_mirror_survives_a_restart():

@@ -285,11 +285,15 @@ def _complete(manifest: Manifest) -> None:
 
 
 def _write(path: Path, name: str, content: IO[bytes], expected_sha256: str | None) -> None:
+    """Copies and digests in one pass: what is large is read once."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
     with path.open("wb") as file:
-        shutil.copyfileobj(content, file, PIECE_BYTES)
-    if expected_sha256 is not None and (found := _digest(path)) != expected_sha256:
-        raise BadBundle(f"{name} has sha256 {found}, the manifest says {expected_sha256}")
+        while piece := content.read(PIECE_BYTES):
+            digest.update(piece)
+            file.write(piece)
+    if expected_sha256 is not None and digest.hexdigest() != expected_sha256:
+        raise BadBundle(f"{name} has sha256 {digest.hexdigest()}, the manifest says {expected_sha256}")
 
 
 def _model_file(model: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +28,7 @@ BUFFER_BYTES = 1 << 18
 """Read ahead in each column; Parquet's pages are of this order."""
 
 Arrays = Mapping[str, np.ndarray]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,8 @@ class GoldenRows:
         return max(1, min(BATCH_ROWS, BATCH_BYTES // self.input_bytes))
 
     def batches(self, batch_rows: int) -> Iterator[Batch]:
-        """All rows in order. One batch is read ahead by a thread of its own, while the caller's model answers the one before."""
-        return _ahead(self._batches(batch_rows))
+        """All rows in order; one batch is read ahead."""
+        return ahead(self._batches(batch_rows))
 
     def _batches(self, batch_rows: int) -> Iterator[Batch]:
         start = 0
@@ -97,6 +99,15 @@ class GoldenRows:
             raise BadBundle(f"golden/inputs.parquet has columns {found}; the model takes {names}")
         if (found := _names(self._labels)) != ["label"]:
             raise BadBundle(f"golden/labels.parquet has columns {found}; expected one, named label")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; a thread of its own works on the next one while the caller works on the one before. No item is None."""
+    with ThreadPoolExecutor(1, thread_name_prefix="golden-rows") as worker:
+        coming = worker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = worker.submit(next, items, None)
+            yield item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +139,6 @@ def reference_files(folder: Path) -> dict[str, Path]:
 
 def _row_bytes(tensors: Sequence[Tensor]) -> int:
     return max(1, sum(abs(math.prod(each.shape)) * np.dtype(each.numpy_dtype).itemsize for each in tensors))
-
-
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    with ThreadPoolExecutor(1, thread_name_prefix="golden-rows") as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
-            yield batch
 
 
 def _part(path: Path, name: str, rows: int, part: slice) -> np.ndarray:

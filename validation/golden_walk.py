@@ -1,7 +1,8 @@
 """The one walk over all golden rows: each batch is answered, compared, counted and, for the sampled rows, kept.
 
-The gate `golden_set` calls it; stable answers the sampled rows in passing. Memory does not grow with the number of rows: what is kept is
-bounded by `SAMPLE_BYTES` for each side. Nothing is judged here.
+The gate `golden_set` calls it. Three batches are under way at once, each in a thread of its own: one is read, one answered, one counted.
+Stable answers the sampled rows in passing. Memory does not grow with the number of rows: what is kept is bounded by `SAMPLE_BYTES` for
+each side. Nothing is judged here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from validation.bundle import read_bundle
 from validation.contract import Spec, Stable
 from validation.golden_quality import LEAK_ROWS, Duplicates, row_hashes, spread, telling_places
-from validation.golden_rows import Batch, GoldenRows
+from validation.golden_rows import Batch, GoldenRows, ahead
 from validation.invariances import ROWS
 from validation.onnx_model import ModelFault, OnnxModel
 from validation.parity import Parity
@@ -74,15 +75,15 @@ def walk(model: OnnxModel, golden: GoldenRows, limits: GoldenSet, spec: Spec, ba
     whole = sample.rows[sample.whole]
     leak_rows = whole[telling_places(golden.labels(whole), _leak_rows(golden))]
     with ExitStack() as stack:
-        steps = _Steps(model=model, stable=_stable(spec.stable, golden, stack), sample=sample, leak_rows=leak_rows, limits=limits)
-        for batch in golden.batches(batch_rows):
-            steps.take(batch, absent=absent)
+        steps = _Steps(stable=_stable(spec.stable, golden, stack), sample=sample, leak_rows=leak_rows, limits=limits)
+        answered = ahead((batch, model.answer(batch.inputs)) for batch in golden.batches(batch_rows))
+        for batch, outputs in answered:
+            steps.take(batch, outputs, absent=absent)
     return steps.seen(spec.stable, absent=absent)
 
 
 @dataclass(kw_only=True)
 class _Steps:
-    model: OnnxModel
     stable: OnnxModel | ModelFault | None
     sample: Sample
     leak_rows: np.ndarray
@@ -96,8 +97,7 @@ class _Steps:
     def __post_init__(self) -> None:
         self.parity = Parity(limits=self.limits)
 
-    def take(self, batch: Batch, *, absent: bool) -> None:
-        outputs = self.model.answer(batch.inputs)
+    def take(self, batch: Batch, outputs: Arrays, *, absent: bool) -> None:
         reference = outputs if absent else batch.reference
         _insist_on_form(outputs, reference)
         self.parity.add(batch.start, batch.inputs, outputs, reference)

@@ -29,6 +29,9 @@ EXPORT_ENVIRONMENTS = ("export", "export_boosting", "export_torch", "export_tens
 NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
+HEADER = re.compile(r"[a-z][a-z0-9-]{0,63}")
+SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+MOST_ERRORS = 0.5  # a step excludes this rate at least, whatever little damage it could do at the next share
 BY_HAND = "none"
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
 CRON_FIELDS = {"minute": (0, 59), "hour": (0, 23), "day": (1, 31), "month": (1, 12), "weekday": (0, 7)}
@@ -257,24 +260,62 @@ class Shadow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One share of the traffic; passed only when `exclude_error_rate` and `exclude_latency_worse` are surely excluded."""
+    """One share of the traffic: how long it lasts, and what must surely be excluded before it is passed.
+
+    Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`.
+    """
 
     permille: int
     min_seconds: float
     max_seconds: float
-    exclude_error_rate: float
-    exclude_latency_worse: float
+    min_requests: int = 0
+    exclude_error_rate: float | None = None
+    exclude_latency_worse: float | None = None
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "rollout.steps.permille")
         _dwell(self.min_seconds, self.max_seconds, "rollout.steps")
-        _within(self.exclude_error_rate, 0, 1, "rollout.steps.exclude_error_rate", open_low=True)
-        _within(self.exclude_latency_worse, 0, math.inf, "rollout.steps.exclude_latency_worse", open_low=True)
+        _within(self.min_requests, 0, math.inf, "rollout.steps.min_requests")
+        if self.exclude_error_rate is not None:
+            _within(self.exclude_error_rate, 0, 1, "rollout.steps.exclude_error_rate", open_low=True)
+        if self.exclude_latency_worse is not None:
+            _within(self.exclude_latency_worse, 0, math.inf, "rollout.steps.exclude_latency_worse", open_low=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrafficSlices:
+    """Requests by the value of one header; the values are listed, so that a slice without requests is noticed."""
+
+    header: str
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = bool(HEADER.fullmatch(self.header))
+        _need(known, f"rollout.slices.header {self.header!r}: expected the name of an HTTP header in lower case")
+        _need(bool(self.values), "rollout.slices.values: one value or more")
+        _unique(list(self.values), "rollout.slices.values")
+        plain = all(SLICE_VALUE.fullmatch(each) for each in self.values)
+        _need(plain, "rollout.slices.values: each of 1 to 64 letters, digits and . _ : -")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margins:
+    """What a step must surely exclude: an error rate, and latency worse than stable's by a share of it."""
+
+    error_rate: float
+    latency_worse: float
+    final: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """Shares and what they must show. `false_alarm` is the chance to take back a good candidate over the whole rollout."""
+    """Shares and what they must show. `false_alarm` is the chance to take back a good candidate over the whole rollout.
+
+    Taken back: an error rate surely above `error_limit`, or surely above stable's by more than `error_rise`; latency (mean, median or
+    99th percentile) surely worse than stable's by more than the share `latency_worse`. A step is passed when it excludes whatever would
+    do more than the damage budgets at the next share: `damage_errors` (share of all requests that fail) and `damage_latency` (rise of
+    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency.
+    """
 
     newer: str
     lease_seconds: float
@@ -284,20 +325,45 @@ class Rollout:
     latency_worse: float
     indifferent_below_ms: float
     steps: tuple[Step, ...]
+    error_rise: float = 0.001
+    damage_errors: float = 0.005
+    damage_latency: float = 0.20
+    warmup_seconds: float = 2.0
+    slices: TrafficSlices | None = None
 
     def __post_init__(self) -> None:
         _one_of((self.newer,), ("waits", "supersedes"), "rollout.newer")
         _within(self.lease_seconds, 2, 600, "rollout.lease_seconds")
-        for name in ("false_alarm", "miss", "error_limit"):
+        for name in ("false_alarm", "miss", "error_limit", "error_rise", "damage_errors"):
             _within(getattr(self, name), 0, 0.5, f"rollout.{name}", open_low=True)
-        _within(self.latency_worse, 0, math.inf, "rollout.latency_worse", open_low=True)
-        _within(self.indifferent_below_ms, 0, math.inf, "rollout.indifferent_below_ms")
+        for name in ("latency_worse", "damage_latency"):
+            _within(getattr(self, name), 0, math.inf, f"rollout.{name}", open_low=True)
+        for name in ("indifferent_below_ms", "warmup_seconds"):
+            _within(getattr(self, name), 0, math.inf, f"rollout.{name}")
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
         _need(shares[-1:] == [1000], "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic")
-        _need(
-            all(s.exclude_error_rate > self.error_limit for s in self.steps), "rollout.steps: exclude_error_rate must lie above error_limit"
-        )
+        self._margins_beyond_limits()
+
+    def _margins_beyond_limits(self) -> None:
+        """Between what takes a candidate back and what a step must exclude lies an indifference zone: without one nothing is decidable."""
+        for step in self.steps:
+            margins, place = self.margins(step), f"of the step at {step.permille} per mille"
+            errors = f"rollout.steps: exclude_error_rate must lie above error_limit and error_rise; {place} it is {margins.error_rate:g}"
+            _need(margins.error_rate > max(self.error_limit, self.error_rise), f"{errors}: raise it, or damage_errors")
+            slower = f"rollout.steps: exclude_latency_worse must lie above latency_worse; {place} it is {margins.latency_worse:g}"
+            _need(margins.latency_worse > self.latency_worse, f"{slower}: raise it, or damage_latency")
+
+    def margins(self, step: Step) -> Margins:
+        """What this step must exclude: its own numbers, else the damage budgets divided by the next step's share of the traffic."""
+        share = self.next_permille(step) / 1000
+        errors = min(self.damage_errors / share, MOST_ERRORS) if step.exclude_error_rate is None else step.exclude_error_rate
+        slower = self.damage_latency / share if step.exclude_latency_worse is None else step.exclude_latency_worse
+        return Margins(error_rate=errors, latency_worse=slower, final=share == 1)
+
+    def next_permille(self, step: Step) -> int:
+        """The share that follows when this step is passed; after the last it is all of the traffic, for good."""
+        return min((each.permille for each in self.steps if each.permille > step.permille), default=1000)
 
 
 @dataclass(frozen=True, kw_only=True)
