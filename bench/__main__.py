@@ -1,7 +1,6 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose: offline, golden_set, conformance, gateway, golden_10m, mutation, idle, events, faults, whole. Exit
-status 1 when a figure misses its goal.
+Names on the command line choose, those of `ON_A_STACK`, `ALONE` and faults. Exit status 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conformance, events, faults, figures, gateway, golden_set, idle, mutation, offline, whole
+from bench import conformance, error_rates, events, faults, figures, gateway, golden_set, idle, latencies, mutation, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
@@ -18,6 +17,9 @@ from stack.variables import spare_loopback
 ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
 ALONE: dict[str, Callable[[], list[Figure]]] = {
     "offline": offline.measure,
+    "error_rates": error_rates.measure,
+    "latencies": latencies.measure,
+    "latencies_aa": latencies.measure_long,
     "golden_set": golden_set.measure,
     "conformance": conformance.measure,
     "gateway": gateway.measure,
@@ -25,8 +27,8 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
-SHORT = ("offline", "golden_set", "conformance", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "golden_10m", "mutation")
+SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "gateway", "idle", "events")
+FULL = (*SHORT, "faults", "whole", "golden_10m", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -182,6 +183,13 @@ class World:
         answer = self.director.observations(MODEL, max(0, self.director.observations(MODEL, 2**53)["last"] - 20_000))
         rows += answer["rows"]
         return sum(row[2] == number for row in rows)
+
+    def command(self, *words: str) -> int:
+        """Exit status of `penstock`, given by a user called ada."""
+        python = self.state / "envs" / "rollout" / "bin" / "python"
+        settings, keys = self.stage.settings, read_keys(self.state)
+        environ = {"PENSTOCK_DIRECTOR_URL": settings.director_url, "PENSTOCK_DIRECTOR_TOKEN": keys.director_token}
+        return subprocess.run([python, "-m", "delivery.command", *words, "--who", "ada"], env=environ, check=False).returncode
 
     def client_errors(self) -> int:
         return sum(int(line["errors"]) for line in self._client_lines())

@@ -18,6 +18,7 @@ TASKS = (
     "restore",
     "registry_sweep",
     "retrain",
+    "steer",
 )
 MODULES = {task: f"delivery.{task}" for task in TASKS}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from delivery.director_client import Director
 from delivery.findings import Refusal, passed, refused
+from delivery.orders import wanted
 from delivery.promote import finish
 from delivery.registry import (
     DELIVERY,
@@ -67,6 +68,7 @@ def claim(spec: Spec, registry: Registry, director: Director, servers: Servers) 
         version = _not_production(_free(_existing(spec, registry), spec.delivery), registry)
         version = _taken(version, spec.delivery, registry)  # first, so that the teardown may say how what follows ended
         _not_older(version, spec.delivery, registry)
+        _not_aborted(version, spec.delivery, director)
         agreement = _repaired(spec.model, registry, director, servers)
         claimed = _source(_not_production(version, registry), _stable(spec.model, registry), registry)
     except Refusal as refusal:
@@ -109,6 +111,13 @@ def _taken(version: ModelVersion, delivery: str, registry: Registry) -> ModelVer
         registry.tag(version, {DELIVERY: delivery})
     registry.untag(version, OUTCOME, ENDED_AT, ENDED, WHY, EVIDENCE)
     return _free(registry.version(version.model, version.number), delivery)
+
+
+def _not_aborted(version: ModelVersion, delivery: str, director: Director) -> None:
+    """Tells the director, so that people's orders find the delivery; a claim that is tried again may have been aborted meanwhile."""
+    ordered = wanted(director.begin_delivery(version.model, version.number, delivery).of(delivery))
+    if ordered.aborted is not None:
+        raise refused("not_aborted", f"aborted by {ordered.aborted.said}", f"penstock retry {version.model} --version {version.number}")
 
 
 def _source(version: ModelVersion, stable: ModelVersion | None, registry: Registry) -> Claimed:

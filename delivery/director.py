@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import hmac
 import json
 import logging
@@ -39,6 +40,8 @@ from aiohttp import web
 
 from delivery.gateway import LOOPBACK, Timeouts
 from delivery.gateway_admin import Admin, GatewayAway, NotConfirmed
+from delivery.order_book import Journal, OrderBook
+from delivery.orders import ABORT, BAKE, UNDO, Order, Situation
 from delivery.splits import AccessLog, serve
 from delivery.state_file import StateFile, Taken
 from delivery.switchboard import Settings, Switchboard
@@ -96,16 +99,37 @@ class Promotion:
     version: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Body of PUT delivery: a delivery of this version is under way; `delivery` is its run id."""
+
+    version: int
+    delivery: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ordered:
+    """Body of POST orders. Without a version, the one that the order can be about is meant."""
+
+    id: str
+    action: str
+    who: str
+    why: str
+    version: int | None = None
+
+
 class Api:
     """The calls of the HTTP API; every one answers JSON."""
 
-    def __init__(self, switchboard: Switchboard) -> None:
+    def __init__(self, switchboard: Switchboard, orders: OrderBook) -> None:
         self._switchboard = switchboard
+        self._orders = orders
 
     def routes(self) -> list[web.RouteDef]:
         model = "/v1/models/{model}"
         return [
             web.get("/health", self.health),
+            web.get("/v1/models", self.get_models),
             web.get(model, self.get_model),
             web.put(f"{model}/candidate", self.put_candidate),
             web.delete(f"{model}/candidate", self.delete_candidate),
@@ -118,6 +142,10 @@ class Api:
             web.delete(f"{model}/previous", self.delete_previous),
             web.get(f"{model}/observations", self.observations),
             web.get(f"{model}/mirrored", self.mirrored),
+            web.put(f"{model}/delivery", self.put_delivery),
+            web.delete(f"{model}/delivery", self.delete_delivery),
+            web.get(f"{model}/orders", self.get_orders),
+            web.post(f"{model}/orders", self.post_order),
             web.get(f"{model}/health", self.get_health),
         ]
 
@@ -125,12 +153,16 @@ class Api:
         state = "connected" if self._switchboard.splits.connected else "waiting"
         return web.json_response({"status": "ok", "gateway": state})
 
+    async def get_models(self, _request: web.Request) -> web.Response:
+        return web.json_response({"models": self._switchboard.models})
+
     async def get_model(self, request: web.Request) -> web.Response:
         return self._described(_model(request))
 
     async def put_candidate(self, request: web.Request) -> web.Response:
         body = await _body(request, Candidate)
         backend = Backend(version=body.version, http=body.http, grpc=body.grpc)
+        self._orders.refuse_aborted(_model(request), backend.version)
         await self._switchboard.put_candidate(_model(request), backend, slice_header=body.slice_header)
         return self._described(_model(request))
 
@@ -140,11 +172,14 @@ class Api:
 
     async def put_shadow(self, request: web.Request) -> web.Response:
         share = await _body(request, Share)
+        if share.permille:
+            self._refuse_aborted_candidate(_model(request))
         await self._switchboard.put_shadow(_model(request), permille=share.permille, ttl_s=share.ttl_s)
         return self._described(_model(request))
 
     async def put_split(self, request: web.Request) -> web.Response:
         split = await _body(request, Split)
+        self._refuse_aborted_candidate(_model(request))
         await self._switchboard.put_split(_model(request), holder=split.holder, permille=split.permille, ttl_s=split.ttl_s)
         return self._described(_model(request))
 
@@ -158,7 +193,9 @@ class Api:
         return self._described(_model(request))
 
     async def put_stable(self, request: web.Request) -> web.Response:
-        await self._switchboard.put_stable(_model(request), (await _body(request, Promotion)).version)
+        promotion = await _body(request, Promotion)
+        self._orders.refuse_aborted(_model(request), promotion.version)
+        await self._switchboard.put_stable(_model(request), promotion.version)
         return self._described(_model(request))
 
     async def undo(self, request: web.Request) -> web.Response:
@@ -175,6 +212,77 @@ class Api:
     async def mirrored(self, request: web.Request) -> web.Response:
         return web.json_response(await self._switchboard.mirrored(_model(request)))
 
+    async def put_delivery(self, request: web.Request) -> web.Response:
+        begun = await _body(request, Begun)
+        self._orders.begin(_model(request), begun.version, begun.delivery)
+        return self._ordered(_model(request))
+
+    async def delete_delivery(self, request: web.Request) -> web.Response:
+        self._orders.end(_model(request), _word(request, "delivery"))
+        return self._ordered(_model(request))
+
+    async def get_orders(self, request: web.Request) -> web.Response:
+        return self._ordered(_model(request))
+
+    async def post_order(self, request: web.Request) -> web.Response:
+        """Kept first, then carried out: whatever comes after sees it. The same order again is carried out again, and changes nothing."""
+        order = self._order(_model(request), await _body(request, Ordered))
+        order = self._orders.find(order) or self._orders.take(order, self._situation(order.model))
+        await self._carry_out(order)
+        return self._ordered(order.model)
+
+    def _order(self, model: str, ordered: Ordered) -> Order:
+        """An id that is known needs no version to be found again."""
+        known = next((each.version for each in self._orders.orders(model) if each.id == ordered.id), None)
+        version = ordered.version or known or self._situation(model).version_for(ordered.action)
+        if version is None:
+            raise NotAllowed(f"{self._situation(model).sentence}: {ordered.action[:40]} of which version? Name one")
+        return Order(id=ordered.id, model=model, version=version, action=ordered.action, who=ordered.who, why=ordered.why)
+
+    async def _carry_out(self, order: Order) -> None:
+        """What the director does itself; all else is obeyed by the delivery's watch, which asks for its orders each second."""
+        if order.action == ABORT:
+            await self._abort(order)
+        elif order.action == UNDO:
+            await self._undo(order)
+
+    async def _abort(self, order: Order) -> None:
+        """A promotion that was under way when it came has won; then only an undo leads back."""
+        if self._orders.delivery(order.model) is None or order not in self._orders.of_delivery(order.model):
+            return  # of a delivery that is over
+        await self._switchboard.take_back(order.model)
+        if self._situation(order.model).where == BAKE:
+            self._orders.withdraw(order)
+            raise NotAllowed(f"{order.model} v{order.version} became stable while it was being aborted: order an undo")
+
+    async def _undo(self, order: Order) -> None:
+        """The order names the version that is to go; a split that is under way goes with it."""
+        known = self._switchboard.traffic(order.model)
+        if known.stable is None or known.stable.version != order.version:
+            return  # done already
+        try:
+            await self._switchboard.take_back(order.model)
+            await self._switchboard.undo(order.model, known.previous.version if known.previous else 0)
+        except Exception:
+            self._orders.withdraw(order)
+            raise
+
+    def _refuse_aborted_candidate(self, model: str) -> None:
+        candidate = self._switchboard.traffic(model).candidate
+        if candidate is not None:
+            self._orders.refuse_aborted(model, candidate.version)
+
+    def _situation(self, model: str) -> Situation:
+        return self._orders.situation(self._switchboard.traffic(model), self._switchboard.lease(model))
+
+    def _ordered(self, model: str) -> web.Response:
+        """The API's view of a model's orders: the delivery they are about, where it is, what may be ordered, and all that is remembered."""
+        here = self._situation(model)
+        delivery = here.delivery and dataclasses.asdict(here.delivery)
+        orders = [dataclasses.asdict(each) for each in self._orders.orders(model)]
+        row = {"model": model, "delivery": delivery, "at": here.at, "sentence": here.sentence, "allowed": list(here.allowed)}
+        return web.json_response({**row, "orders": orders})
+
     async def get_health(self, request: web.Request) -> web.Response:
         return web.json_response(await self._switchboard.health(_model(request)))
 
@@ -182,10 +290,10 @@ class Api:
         return web.json_response(self._switchboard.describe(model))
 
 
-def application(switchboard: Switchboard, token: str) -> web.Application:
+def application(switchboard: Switchboard, orders: OrderBook, token: str) -> web.Application:
     """The API behind its token. Bodies above 64 KiB are refused unread."""
     app = web.Application(client_max_size=BODY_LIMIT_BYTES, middlewares=[_errors_as_json, _authenticated(token)])
-    app.add_routes(Api(switchboard).routes())
+    app.add_routes(Api(switchboard, orders).routes())
     return app
 
 
@@ -264,13 +372,13 @@ async def gateway_admin(address: str) -> AsyncIterator[Admin]:
         yield Admin(fetch)
 
 
-async def run(switchboard: Switchboard, *, http_port: int, grpc_port: int, token: str, settings: Settings) -> None:
+async def run(switchboard: Switchboard, orders: OrderBook, *, http_port: int, grpc_port: int, token: str, settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT; then takes the splits back, and stops."""
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
     grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see, switchboard.observations.interrupted), grpc_port)
-    runner = web.AppRunner(application(switchboard, token), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(application(switchboard, orders, token), access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, LOOPBACK, http_port).start()
     log.info("serving HTTP on %d, gRPC on %d", http_port, grpc_port)
@@ -303,7 +411,8 @@ async def _serve(given: argparse.Namespace, state: Path, token: str) -> None:
     with file.alone():
         async with gateway_admin(given.gateway_admin) as admin:
             switchboard = Switchboard(state=file, files=data / "envoy", admin=admin, settings=settings)
-            await run(switchboard, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
+            orders = OrderBook(Journal(data / "director" / "orders.jsonl"))
+            await run(switchboard, orders, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:

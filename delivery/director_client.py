@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
+from delivery.orders import Delivery, Order
 from delivery.traffic import Backend
 
 TIMEOUT = httpx.Timeout(10.0, connect=1.0)
@@ -99,6 +100,22 @@ class Mirrored:
     failures: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class OrdersView:
+    """The orders of a model: which delivery they are about, where it is, in a sentence too, and what may be ordered now."""
+
+    model: str
+    delivery: Delivery | None
+    at: str
+    sentence: str
+    allowed: tuple[str, ...]
+    orders: tuple[Order, ...]
+
+    def of(self, delivery: str) -> tuple[Order, ...]:
+        """The orders of one delivery, in the order in which they were taken."""
+        return tuple(each for each in self.orders if each.delivery == delivery)
+
+
 class Director:
     """The director at `url`. Every method raises `DirectorUnreachable`, or a kind of `Refused`."""
 
@@ -165,6 +182,29 @@ class Director:
     def mirrored(self, model: str) -> Mirrored:
         return Mirrored(**self._ask("GET", f"/v1/models/{model}/mirrored"))
 
+    def models(self) -> tuple[str, ...]:
+        """The models that have a server."""
+        return tuple(self._ask("GET", "/v1/models")["models"])
+
+    def begin_delivery(self, model: str, version: int, delivery: str) -> OrdersView:
+        """From now on people's orders are about this delivery. Asked for again while it is under way, nothing changes."""
+        return _orders(self._ask("PUT", f"/v1/models/{model}/delivery", {"version": version, "delivery": delivery}))
+
+    def end_delivery(self, model: str, delivery: str) -> OrdersView:
+        """The delivery is over, and its orders with it; nothing happens when another is under way."""
+        return _orders(self._ask("DELETE", f"/v1/models/{model}/delivery", delivery=delivery))
+
+    def orders(self, model: str) -> OrdersView:
+        return _orders(self._ask("GET", f"/v1/models/{model}/orders"))
+
+    def order(self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None) -> OrdersView:
+        """Gives an order; returns when the director has kept it and, where it acts itself (abort, undo), the gateway obeys.
+
+        Without a version the one is meant that it can be about. Raises `Refused` with what is allowed when it makes no sense now.
+        """
+        body = {"id": order_id, "action": action, "who": who, "why": why, **({} if version is None else {"version": version})}
+        return _orders(self._ask("POST", f"/v1/models/{model}/orders", body, timeout=CHANGE_TIMEOUT))
+
     def health(self, model: str) -> dict[int, bool]:
         """Whether each version of the model that the gateway knows is ready; nothing else is asked of it."""
         return {int(version): bool(healthy) for version, healthy in self._ask("GET", f"/v1/models/{model}/health").items()}
@@ -200,6 +240,17 @@ def _view(answer: Mapping[str, Any]) -> ModelView:
     roles = {name: Backend(**answer[name]) if answer[name] else None for name in ("stable", "previous", "candidate")}
     split = SplitView(**answer["split"]) if answer["split"] else None
     return ModelView(model=answer["model"], shadow_permille=answer["shadow_permille"], split=split, **roles)
+
+
+def _orders(answer: Mapping[str, Any]) -> OrdersView:
+    return OrdersView(
+        model=answer["model"],
+        delivery=Delivery(**answer["delivery"]) if answer["delivery"] else None,
+        at=answer["at"],
+        sentence=answer["sentence"],
+        allowed=tuple(answer["allowed"]),
+        orders=tuple(Order(**each) for each in answer["orders"]),
+    )
 
 
 def _row(values: Sequence[Any]) -> Row:

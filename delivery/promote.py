@@ -12,6 +12,7 @@ from pathlib import Path
 
 from delivery.director_client import Director
 from delivery.findings import failed, passed
+from delivery.orders_watch import not_aborted
 from delivery.registry import DELIVERY, OUTCOME, PREVIOUS, PRODUCTION, PROMOTING, ModelVersion, Registry
 from delivery.triton import Server, running, server_name, stop_server
 from validation.contract import Decision, Finding, Outcome, Spec
@@ -33,6 +34,8 @@ def promote(
         return Decision(findings=(_not_ours(version, spec.delivery),))
     if (shown := _shown(spec)).outcome is not Outcome.PASSED:
         return Decision(findings=(shown,))
+    if (aborted := not_aborted(spec, director)) is not None:
+        return Decision(findings=(aborted,))
     registry.tag(version, {PROMOTING: spec.delivery})
     director.put_stable(spec.model, spec.version)
     finish(registry, version, why=f"{version.name} passed every gate and every step", evidence=_delivery_evidence(spec))

@@ -32,6 +32,7 @@ ENDED = "penstock.ended"
 WHY = "penstock.why"
 EVIDENCE = "penstock.evidence"
 PROMOTING = "penstock.promoting"  # set before the gateway's stable changes, removed after the aliases: half done is visible
+UNDONE_BY = "penstock.undone_by"  # who took a promoted version back; why stands in WHY
 SEMANTIC_VERSION = "penstock.semantic_version"
 BUNDLE_URI, BUNDLE_SHA256 = "penstock.bundle.uri", "penstock.bundle.sha256"
 GOLDEN_URI, GOLDEN_SHA256 = "penstock.golden_set.uri", "penstock.golden_set.sha256"  # on the registered model
@@ -157,6 +158,15 @@ class Registry:
         if old is not None:
             self._client.set_registered_model_alias(model, PREVIOUS, str(old))
         self._client.set_registered_model_alias(model, PRODUCTION, str(number))
+
+    def swap_production(self, model: str, number: int) -> None:
+        """After an undo: `production` to `number` first, as that is what serves, then `previous` to the version that was undone."""
+        old = self.production(model)
+        if old == number:
+            return
+        self._client.set_registered_model_alias(model, PRODUCTION, str(number))
+        if old is not None:
+            self._client.set_registered_model_alias(model, PREVIOUS, str(old))
 
     def end(self, version: ModelVersion, *, outcome: str, at: str, why: str, evidence: str = "") -> None:
         """Writes how a delivery ended; the outcome last, because its presence says that all of it is there."""

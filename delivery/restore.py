@@ -67,6 +67,8 @@ def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[
         parts.attempt("server", lambda: _stop(spec, director, stop))
     if version is not None:
         parts.attempt("registry", lambda: _record(spec, version, ending, registry, director))
+    if not parts.failed:
+        parts.attempt("orders", lambda: _end_orders(spec, director))
     if parts.failed:
         raise NotRestored(f"{spec.model} v{spec.version}: " + "; ".join(parts.failed))
     return Decision(findings=tuple(parts.done), outputs={"outcome": ending.outcome, "at": ending.at, "why": ending.why[:500]})
@@ -164,6 +166,12 @@ def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registr
     registry.end(version, outcome=ending.outcome, at=ending.at, why=ending.why, evidence=evidence)
     registry.untag(version, PROMOTING)
     return f"outcome {ending.outcome} is written"
+
+
+def _end_orders(spec: Spec, director: Director) -> str:
+    """Last, and only when all else is done: until then an abort keeps its force."""
+    director.end_delivery(spec.model, spec.delivery)
+    return "the delivery is over for the director: a later one has orders of its own"
 
 
 def _serves(spec: Spec, director: Director) -> bool:

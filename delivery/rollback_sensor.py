@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from delivery.director_client import Director
-from delivery.rollout import Plan, Split, judgements, limit, watch
+from delivery.orders import place
+from delivery.rollout import Plan, Split, limit, watch
 from validation.contract import BadSpec, Decision, Spec
 from validation.policy import Rollout, Step, Trigger
 
@@ -15,7 +16,13 @@ def run(spec: Spec, evidence: Path) -> Decision:
     if spec.stable is None:
         raise BadSpec("rollback_sensor needs a stable version to compare with")
     step, rollout, trigger = limit(spec, "step", Step), limit(spec, "rollout", Rollout), limit(spec, "trigger", Trigger)
-    split = Split(spec=spec, step=step, rollout=rollout, looks=judgements(rollout), director=Director.from_env())
-    split.begin()
-    plan = Plan(min_seconds=step.min_seconds, max_seconds=step.max_seconds, rollout=rollout, trigger=trigger)
+    split = Split(spec=spec, step=step, rollout=rollout, director=Director.from_env())
+    plan = Plan(
+        min_seconds=step.min_seconds,
+        max_seconds=step.max_seconds,
+        rollout=rollout,
+        trigger=trigger,
+        at=place(step.permille),
+        approval=step.approval,
+    )
     return watch(spec, evidence, split, plan)

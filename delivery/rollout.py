@@ -6,20 +6,22 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from delivery.director_client import Director, DirectorUnreachable, LeaseLost, Row
+from delivery.director_client import Director, DirectorUnreachable, LeaseLost, Refused, Row
+from delivery.orders_watch import Steering
 from delivery.registry import Registry
+from delivery.rollout_evidence import FILE, RolloutLog
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
-from validation.judges import errors_below, log_blocks, not_slower
-from validation.policy import BadPolicy, Rollout, Step, Trigger, parse
+from validation.policy import BadPolicy, Rollout, Step, Trigger, parse, section
+from validation.rollout_judge import PARTS, chance, judge_rollout
 
 TICK_S = 0.5
 BASELINE_S = 120.0  # how far back stable's own latencies count; at 100 % it answers nothing beside the candidate
@@ -28,6 +30,7 @@ _BEYOND = 2**53  # after a row that cannot exist yet: asks for the newest number
 REGISTRY_LOOK_S = 5.0
 PATIENCE_S = 20.0  # a director that does not answer has let the lease lapse by then; its supervisor restarts it in seconds
 ENDINGS = 3
+JUDGED = "judged.json"
 START_GRACE_S = 12.0  # from the job's start until the triggerer beats for the first time; the watch judges meanwhile
 RESUMPTIONS = 3  # a director that comes back without its leases is given the same share again, at most so often
 
@@ -38,16 +41,28 @@ class Abandoned(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a watch needs to know of the policy: how long, and when a newer version takes the place."""
+    """What a watch needs to know of the policy: how long, and when a newer version takes the place.
+
+    `at` is the watch's place in the rollout as people's orders name it; with `approval` it passes only when a person says so.
+    """
 
     min_seconds: float
     max_seconds: float
     rollout: Rollout
     trigger: Trigger
+    at: str
+    approval: bool = False
 
 
 class Exposure(Protocol):
     """The kind of exposure being watched: a share of the traffic, or a mirror of it."""
+
+    @property
+    def director(self) -> Director:
+        """Whom people's orders are asked from."""
+
+    def begin(self) -> None:
+        """Exposes the candidate, or confirms that it is."""
 
     def hold(self) -> None:
         """Renews what keeps the candidate exposed; called every tick."""
@@ -66,15 +81,20 @@ class Exposure(Protocol):
 
 
 def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decision:
-    """Looks every half second until the findings decide or the deadline passes. Raises `Abandoned` without a verdict."""
+    """Begins, then looks every half second until findings or people decide or the deadline passes. Raises `Abandoned` without a verdict."""
     signal.signal(signal.SIGTERM, _stopped)
-    started_s, superseded, waits = time.monotonic(), _Superseded(spec=spec, plan=plan), _Waits()
+    superseded, waits, steering = _Superseded(spec=spec, plan=plan), _Waits(), _steering(spec, exposure, plan)
+    if findings := _before(steering, waits):
+        steering.record(evidence)
+        return Decision(findings=findings, outputs={"seconds": 0.0})
+    exposure.begin()
     try:
         while True:
-            exposure.hold()
-            findings = (*exposure.findings(), *superseded.findings())
-            elapsed_s = time.monotonic() - started_s
-            if _decided(findings, elapsed_s, plan):
+            _hold(exposure, steering)
+            judged = (*exposure.findings(), *superseded.findings())
+            steering.tick(judged)
+            findings = steering.applied(judged)
+            if steering.over(findings) or _decided(findings, steering, plan):
                 break
             waits.check()
             time.sleep(TICK_S)
@@ -84,7 +104,44 @@ def watch(spec: Spec, evidence: Path, exposure: Exposure, plan: Plan) -> Decisio
     if worst(each.outcome for each in findings) is not Outcome.PASSED:
         _end(exposure)
     exposure.record(evidence)
-    return Decision(findings=findings, outputs={"seconds": round(elapsed_s, 1), **exposure.outputs()})
+    steering.record(evidence)
+    return Decision(findings=findings, outputs={"seconds": round(steering.elapsed_s, 1), **exposure.outputs()})
+
+
+def _steering(spec: Spec, exposure: Exposure, plan: Plan) -> Steering:
+    return Steering(
+        spec=spec,
+        director=exposure.director,
+        at=plan.at,
+        approval=plan.approval,
+        pause_max_s=plan.rollout.pause_max_seconds,
+        min_s=plan.min_seconds,
+    )
+
+
+def _before(steering: Steering, waits: _Waits) -> tuple[Finding, ...]:
+    """A delivery that is paused between two tasks waits here, before it has more traffic. The findings that end it; none: it begins."""
+    while True:
+        steering.look()
+        steering.tick(())
+        findings = steering.applied(())
+        ended = any(each.outcome is Outcome.FAILED for each in findings)
+        if ended or steering.wanted.paused is None or steering.over(findings):
+            return findings if ended or steering.wanted.paused else ()
+        waits.check()
+        time.sleep(TICK_S)
+
+
+def _hold(exposure: Exposure, steering: Steering) -> None:
+    """Where the director refuses because the delivery was aborted, that is what the watch finds."""
+    try:
+        exposure.hold()
+    except Refused:
+        steering.look(now=True)
+        if steering.wanted.aborted is None:
+            raise
+    else:
+        steering.look()
 
 
 def _end(exposure: Exposure) -> None:
@@ -98,75 +155,82 @@ def _end(exposure: Exposure) -> None:
     return None
 
 
-def _decided(findings: Iterable[Finding], elapsed_s: float, plan: Plan) -> bool:
-    """Failed decides at once, passed after the shortest dwell, anything at the deadline."""
-    outcome = worst(each.outcome for each in findings)
+def _decided(findings: Iterable[Finding], steering: Steering, plan: Plan) -> bool:
+    """Failed decides at once, passed after the shortest dwell, anything at the deadline, unless a person holds the step."""
+    outcome, elapsed_s = worst(each.outcome for each in findings), steering.elapsed_s
     passed = outcome is Outcome.PASSED and elapsed_s >= plan.min_seconds
-    return outcome is Outcome.FAILED or passed or elapsed_s >= plan.max_seconds
+    return outcome is Outcome.FAILED or passed or (elapsed_s >= plan.max_seconds and not steering.held)
 
 
 @dataclass(kw_only=True)
 class Split:
-    """A share of the real traffic, held by a lease; judged by what the gateway saw of each request."""
+    """A share of the real traffic, held by a lease; judged by everything that the gateway saw since the candidate's first share."""
 
     spec: Spec
     step: Step
     rollout: Rollout
-    looks: int
     director: Director
-    candidate: list[Row] = field(default_factory=list)
-    stable: list[Row] = field(default_factory=list)
-    last: int = 0
-    epoch: str = ""
+    log: RolloutLog = field(init=False)
+    since_s: float = field(init=False)
+    before: int = 0
+    digest: str = ""
     resumed: int = 0
     ended_s: float | None = None
     held_s: float = field(default_factory=time.monotonic)
 
     def begin(self) -> None:
-        """Takes or confirms the lease on this step's share. The candidate's count begins at the step's shift, stable's some time before."""
+        """Takes or confirms the lease on this step's share, and goes on from what the step before has seen.
+
+        Without one, the candidate's count begins at this step's shift, stable's some time before.
+        """
         self._put()
         now_s = time.time()
-        shifted_s = float(self.spec.inputs.get("shifted_unix_s") or now_s)
-        self.last = max(0, self.director.observations(self.spec.model, _BEYOND).last - BASELINE_ROWS)
-        since_s = {self._stable_version: now_s - BASELINE_S, self.spec.version: shifted_s}
-        self._take_in(row for row in self._fetch() if row.unix_s >= since_s.get(row.version, now_s))
+        self.since_s = float(self.spec.inputs.get("shifted_unix_s") or now_s)
+        if "observed_uri" in self.spec.inputs:
+            self.log = RolloutLog.fetch(self.spec.inputs["observed_uri"], self.spec.inputs["observed_sha256"])
+            self.before = len(self.log.of(self.spec.version))
+            self._fetch()
+            return
+        self.log = RolloutLog(stable=self._stable_version, candidate=self.spec.version)
+        newest = self.director.observations(self.spec.model, _BEYOND)
+        self.log.last, self.log.epoch, self.log.gaps_told = max(0, newest.last - BASELINE_ROWS), newest.epoch, newest.gaps
+        since_s = {self._stable_version: now_s - BASELINE_S, self.spec.version: self.since_s}
+        self._fetch(lambda row: row.unix_s >= since_s.get(row.version, now_s))
 
     def hold(self) -> None:
         """Renews and takes in new rows. A lease that a restarted director lost is asked for again with the same share, a few times."""
         try:
             self._renew()
-            self._take_in(self._fetch())
+            self._fetch()
             self.held_s = time.monotonic()
         except DirectorUnreachable:
             if time.monotonic() - self.held_s > PATIENCE_S:
                 raise
-
-    def _take_in(self, rows: Iterable[Row]) -> None:
-        for row in rows:
-            if row.version == self.spec.version:
-                self.candidate.append(row)
-            elif row.version == self._stable_version:
-                self.stable.append(row)
 
     def end(self) -> None:
         self.director.release(self.spec.model, self.spec.delivery)
         self.ended_s = time.time()
 
     def findings(self) -> tuple[Finding, ...]:
-        return (self._errors(), self._latency())
+        return judge_rollout(self.log.evidence(self.since_s), self.rollout, self.step)
 
     def record(self, evidence: Path) -> None:
-        with (evidence / "observations.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["sequence", "unix_s", "version", "ok", "latency_ms", "slice"])
-            writer.writerows([*self.stable, *self.candidate])
+        """The rows, and what they were judged by: `penstock replay` decides again from these two files."""
+        self.digest = self.log.write(evidence)
+        limits = {"rollout": section(self.rollout), "step": section(self.step), "step_since_s": self.since_s}
+        words = {"model": self.spec.model, "version": self.spec.version, "stable": self._stable_version, "delivery": self.spec.delivery}
+        digests = {"spec": self.spec.digest, "requests": self.digest}
+        budget = {name: chance(self.rollout, name) for name in PARTS}
+        row = {**words, **limits, "chance_of_false_alarm": budget, "sha256": digests}
+        (evidence / JUDGED).write_text(json.dumps(row, indent=1))
 
     def outputs(self) -> dict[str, Any]:
-        failures = [row.unix_s for row in self.candidate if not row.ok]
-        figures: dict[str, Any] = {"requests": len(self.candidate), "failures": len(failures), "permille": self.step.permille}
+        rows = self.log.of(self.spec.version)[self.before :]
+        failures = [row.unix_s for row in rows if not row.ok]
+        figures: dict[str, Any] = {"requests": len(rows), "failures": len(failures), "permille": self.step.permille}
         if failures and self.ended_s:
             figures["first_failure_to_stable_s"] = round(self.ended_s - failures[0], 3)
-        return figures
+        return figures | {"observed_uri": f"{self.spec.evidence_uri}/{FILE}", "observed_sha256": self.digest}
 
     def _renew(self) -> None:
         try:
@@ -180,42 +244,19 @@ class Split:
     def _put(self) -> None:
         self.director.put_split(self.spec.model, self.spec.delivery, self.step.permille, self.rollout.lease_seconds)
 
-    def _fetch(self) -> tuple[Row, ...]:
-        """New rows; after a director's restart its count begins again, and nothing is counted twice."""
-        seen = self.director.observations(self.spec.model, self.last)
-        if seen.epoch != self.epoch and self.epoch:
-            seen = self.director.observations(self.spec.model, 0)
-        self.epoch, self.last = seen.epoch, seen.last
-        return seen.rows
+    def _fetch(self, wanted: Callable[[Row], bool] = lambda _: True) -> None:
+        """New rows, page by page; after a director's restart its count begins again, and nothing is counted twice."""
+        more = True
+        while more:
+            seen = self.director.observations(self.spec.model, self.log.last)
+            if seen.epoch != self.log.epoch:
+                seen = self.director.observations(self.spec.model, 0)
+            self.log.take(replace(seen, rows=tuple(row for row in seen.rows if wanted(row))))
+            more = bool(seen.rows)
 
     @property
     def _stable_version(self) -> int:
         return self.spec.stable.version if self.spec.stable else 0
-
-    def _errors(self) -> Finding:
-        return errors_below(
-            name=f"errors_at_{self.step.permille}_permille",
-            failures=sum(not row.ok for row in self.candidate),
-            n=len(self.candidate),
-            limit=self.rollout.error_limit,
-            exclude=self.step.exclude_error_rate,
-            false_alarm=self.rollout.false_alarm / self.looks,
-            miss=self.rollout.miss,
-        )
-
-    def _latency(self) -> Finding:
-        return not_slower(
-            name=f"latency_at_{self.step.permille}_permille",
-            candidate=self._blocks(self.candidate),
-            stable=self._blocks(self.stable),
-            worse=self.rollout.latency_worse,
-            exclude=self.step.exclude_latency_worse,
-            false_alarm=self.rollout.false_alarm / self.looks,
-            miss=self.rollout.miss,
-        )
-
-    def _blocks(self, rows: list[Row]) -> list[Any]:
-        return log_blocks(((row.unix_s, row.latency_ms) for row in rows), self.rollout.indifferent_below_ms)
 
 
 @dataclass(kw_only=True)
@@ -245,11 +286,6 @@ def not_superseded(spec: Spec, newer: int | None) -> Finding:
         return Finding(name="not_superseded", outcome=Outcome.PASSED, why=f"no version newer than v{spec.version} is waiting")
     why = f"v{newer} arrived and the policy says that a newer version supersedes v{spec.version}"
     return Finding(name="not_superseded", outcome=Outcome.FAILED, why=why, observed=float(newer))
-
-
-def judgements(rollout: Rollout) -> int:
-    """How many judgements share the one false-alarm budget (union bound): the mirror's errors, errors and latency of each step."""
-    return 1 + 2 * len(rollout.steps)
 
 
 def limit(spec: Spec, name: str, kind: type[Any]) -> Any:

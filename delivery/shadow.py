@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from delivery.director_client import Director, DirectorUnreachable
-from delivery.rollout import PATIENCE_S, Plan, judgements, limit, watch
+from delivery.orders import place
+from delivery.rollout import PATIENCE_S, Plan, limit, watch
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
 from validation.judges import errors_below
 from validation.policy import Rollout, Shadow, Trigger
+from validation.rollout_judge import SHADOW_PART
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -22,8 +24,7 @@ def run(spec: Spec, evidence: Path) -> Decision:
         raise BadSpec("shadow needs a stable version whose traffic is mirrored")
     shadow, rollout, trigger = limit(spec, "shadow", Shadow), limit(spec, "rollout", Rollout), limit(spec, "trigger", Trigger)
     mirror = Mirror(spec=spec, shadow=shadow, rollout=rollout, director=Director.from_env())
-    mirror.begin()
-    plan = Plan(min_seconds=shadow.min_seconds, max_seconds=shadow.max_seconds, rollout=rollout, trigger=trigger)
+    plan = Plan(min_seconds=shadow.min_seconds, max_seconds=shadow.max_seconds, rollout=rollout, trigger=trigger, at=place(None))
     decision = watch(spec, evidence, mirror, plan)
     with contextlib.suppress(DirectorUnreachable):  # then it lapses by itself, and the verdict stands
         mirror.end()
@@ -101,6 +102,6 @@ class Mirror:
             n=requests,
             limit=self.rollout.error_limit,
             exclude=self.shadow.exclude_error_rate,
-            false_alarm=self.rollout.false_alarm / judgements(self.rollout),
+            false_alarm=self.rollout.false_alarm * SHADOW_PART / 2,
             miss=self.rollout.miss,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from delivery.director_client import Director, Refused
 from delivery.findings import Refusal, failed, passed, refused
+from delivery.orders_watch import not_aborted
 from delivery.triton import NotReady, Server, server_name, start_server, wait_ready
 from validation.bundle import OpenBundle, Tensor, read_bundle
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
@@ -63,6 +64,8 @@ def start_candidate(spec: Spec, servers: Servers, director: Director, store: Pat
     `triton.ServerTrouble`, `DirectorUnreachable`.
     """
     repository = _repository(spec, store)
+    if (aborted := not_aborted(spec, director)) is not None:
+        return Decision(findings=(aborted,))
     findings: list[Finding] = []
     try:
         server = _started(spec, servers, repository, findings)
@@ -140,6 +143,12 @@ def _given(client: Any, tensor: Tensor, values: np.ndarray) -> Any:
     return given
 
 
+def _slice_header(spec: Spec) -> str | None:
+    """The request header by which the policy tells slices apart; the gateway logs it from now on."""
+    slices = spec.limits.get("rollout", {}).get("slices")
+    return slices["header"] if slices else None
+
+
 def _repository(spec: Spec, store: Path) -> Path:
     """Only the place where `package` puts this version: a spec cannot make Triton load another folder."""
     expected = store / spec.model / f"v{spec.version}"
@@ -172,7 +181,7 @@ def _probed(spec: Spec, server: Server, findings: list[Finding]) -> None:
 def _registered(spec: Spec, server: Server, director: Director, findings: list[Finding]) -> None:
     """A refusal is a finding; a director that does not answer is an error, and worth another try."""
     try:
-        director.put_candidate(spec.model, spec.version, server.http, server.grpc)
+        director.put_candidate(spec.model, spec.version, server.http, server.grpc, slice_header=_slice_header(spec))
     except Refused as error:
         raise refused("registered", f"the director does not take v{spec.version} as candidate: {error}") from error
     findings.append(passed("registered", f"the gateway reaches v{spec.version} at {server.http} and {server.grpc}; it has no traffic yet"))

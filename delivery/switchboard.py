@@ -85,6 +85,11 @@ class Switchboard:
         self.splits = SplitStreams(self._weights, ttl_s=settings.split_ttl_s, heartbeat_s=settings.heartbeat_s)
         self._restore_files()
 
+    @property
+    def models(self) -> list[str]:
+        """The models that have a server, by name."""
+        return sorted(self._models)
+
     def traffic(self, model: str) -> ModelTraffic:
         return self._models.get(model, ModelTraffic(model=model))
 
@@ -163,6 +168,15 @@ class Switchboard:
             if new is not None and not _own(model, new) <= await self._healthy():
                 raise NotConfirmed(f"{model} v{version} at {new.http} is not healthy, so nothing was changed; start it again first")
             await self._install(after, healthy=new)
+
+    async def take_back(self, model: str) -> None:
+        """The candidate's share goes at once, its mirror too; what a change under way sets meanwhile goes when that change is over."""
+        self._drop(model)
+        async with self._locks[model]:
+            self._drop(model)
+            if self.traffic(model).shadow_permille:
+                self._end_mirror(model)
+        await self._confirm_split(model)
 
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, NotThere, Refused, Row, Rows, SplitView
+from delivery.director_client import (
+    DirectorUnreachable,
+    LeaseHeld,
+    LeaseLost,
+    Mirrored,
+    ModelView,
+    NotThere,
+    OrdersView,
+    Refused,
+    Row,
+    Rows,
+    SplitView,
+)
+from delivery.order_book import Journal, OrderBook
+from delivery.orders import Order
 from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, NotAllowed, Unknown, may_release, mirror_ttl, renewed, taken
 from delivery.triton import Server
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
+
+
+class NoJournal(Journal):
+    """A journal that remembers nothing, for order books that live as long as their test."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        return []
+
+    def append(self, entry: dict[str, Any]) -> None:
+        self.lines += 1
+
+    def rewrite(self, entries: list[dict[str, Any]]) -> None:
+        self.lines = len(entries)
 
 
 @dataclass(kw_only=True)
@@ -22,6 +53,7 @@ class FakeDirector:
     counters: Mirrored = field(default_factory=lambda: Mirrored(requests=0, failures=0))
     broken: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
+    book: OrderBook = field(default_factory=lambda: OrderBook(NoJournal()))
 
     def serves(self, model: str, *, stable: int | None = None, previous: int | None = None, candidate: int | None = None) -> None:
         """Sets who serves a model."""
@@ -109,6 +141,47 @@ class FakeDirector:
     def mirrored(self, model: str) -> Mirrored:
         self._called("mirrored")
         return self.counters
+
+    def begin_delivery(self, model: str, version: int, delivery: str) -> OrdersView:
+        self._called("begin_delivery")
+        self.book.begin(model, version, delivery)
+        return self._orders(model)
+
+    def end_delivery(self, model: str, delivery: str) -> OrdersView:
+        self._called("end_delivery")
+        self.book.end(model, delivery)
+        return self._orders(model)
+
+    def orders(self, model: str) -> OrdersView:
+        self._called("orders")
+        return self._orders(model)
+
+    def order(self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None) -> OrdersView:
+        self._called("order")
+        here = self.book.situation(self._of(model), self.leases.get(model))
+        meant = version or here.version_for(action) or 1
+        try:
+            wished = Order(id=order_id, model=model, version=meant, action=action, who=who, why=why)
+            order = self.book.find(wished) or self.book.take(wished, here)
+        except NotAllowed as error:
+            raise Refused(str(error)) from error
+        if action == "abort":
+            self.leases.pop(model, None)
+        if action == "undo":
+            previous = self._of(model).previous
+            self.traffic[model] = self._of(model).undone(previous.version if previous else order.version, None)
+        return self._orders(model)
+
+    def _orders(self, model: str) -> OrdersView:
+        here = self.book.situation(self._of(model), self.leases.get(model))
+        return OrdersView(
+            model=model,
+            delivery=here.delivery,
+            at=here.at,
+            sentence=here.sentence,
+            allowed=here.allowed,
+            orders=self.book.orders(model),
+        )
 
     def _called(self, method: str) -> None:
         if method in self.broken:

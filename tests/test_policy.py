@@ -406,7 +406,7 @@ SLICES = ("golden_set", "slices")
         (
             ("rollout", "slices"),
             {"header": "x-tenant", "values": ["a b"]},
-            "rollout.slices.values: each of 1 to 64 letters, digits and . _ : -",
+            "rollout.slices.values: each of 1 to 40 letters, digits and . _ : -",
         ),
         (("rollout", "newer"), "ignore", "rollout.newer is 'ignore'; allowed: waits, supersedes"),
         (("retrain", "environment"), "../x", "retrain.environment '../x': expected a plain name"),

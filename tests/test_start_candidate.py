@@ -55,7 +55,7 @@ def test_a_version_that_answers_otherwise_than_its_source_never_meets_the_gatewa
     director = FakeDirector()
     decision = start_candidate(spec, LocalServers(), director, store)
     assert outcomes(decision) == {"ready_s": Outcome.PASSED, "probe_http": Outcome.FAILED}
-    assert (director.calls, decision.outputs) == ([], {})
+    assert (director.calls, decision.outputs) == (["orders"], {})
 
 
 def test_a_model_that_does_not_load_is_failed_with_the_reason(store: Path, tmp_path: Path):
@@ -72,7 +72,7 @@ def test_too_few_golden_rows_show_nothing(store: Path, tmp_path: Path):
     director = FakeDirector()
     decision = start_candidate(delivered(make_bundle(tmp_path, rows=golden_rows(19)), store, 4), LocalServers(), director, store)
     assert outcomes(decision) == {"ready_s": Outcome.PASSED, "probe_http": Outcome.INCONCLUSIVE}
-    assert director.calls == []
+    assert director.calls == ["orders"]
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc", None, "{store}/irises/../other/v1", "{store}/irises/v2"])
@@ -85,7 +85,7 @@ def test_only_the_versions_own_folder_is_served(tmp_path: Path, elsewhere: str |
 
 
 class RefusingDirector(FakeDirector):
-    def put_candidate(self, *_):
+    def put_candidate(self, *_, **__):
         raise Refused("another candidate's split is held")
 
 

@@ -26,17 +26,17 @@ from validation.contract import Finding, Outcome
 from validation.findings import inconclusive
 from validation.served import Served
 
-ABOVE = ((4.0, 0.15), (8.0, 0.15), (40.0, 0.15), (250.0, 0.55))
+ABOVE = ((1.4, 0.03), (2.0, 0.06), (4.0, 0.13), (8.0, 0.13), (40.0, 0.14), (250.0, 0.51))
 """Alternatives above a limit, as multiples of it, with their weights. The heavy one is for versions that fail outright, where each request
 counts; the others cost what their weight says, once (found by search: bench.error_rates has what it reaches)."""
 
-BELOW = ((0.02, 0.6), (0.1, 0.25), (0.3, 0.1), (0.6, 0.05))
+BELOW = ((0.02, 0.55), (0.1, 0.22), (0.3, 0.1), (0.6, 0.07), (0.85, 0.04), (0.95, 0.02))
 """Alternatives below a rate that is to be excluded, as parts of it. Most versions fail far more rarely."""
 
 HIGHEST = 0.9
 """Greatest alternative; those beyond are left out and their weight is shared."""
 
-OVERSHOOT, SMALL_LIMIT = 0.55, 0.002
+OVERSHOOT, SMALL_LIMIT = 0.5, 0.002
 """Failures are whole, so evidence jumps past its threshold, and Ville's inequality pays for that: at limits up to `SMALL_LIMIT` the
 threshold is multiplied by this and the exact chance to cross still is below the budget (`tests/test_error_rates.py` adds it up)."""
 
@@ -48,6 +48,7 @@ CURTAILED = 0.5
 
 Flags = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Counts = NDArray[np.signedinteger]
 _WAIT = "wait for more requests"
 
 
@@ -135,6 +136,18 @@ def score_shift_within(*, name: str, differences: Floats, margin: float, exclude
     )
 
 
+def surely_above_at(failed: Flags, limit: float, chance: float) -> int | None:
+    """After how many rows the rate is surely above `limit`; None when it is not yet.
+
+    Evidence against a low rate grows at failures only, so only prefixes that end with one are looked at.
+    """
+    counted = _unpreceded(failed)
+    n, bursts = np.cumsum(counted, dtype=np.int64), np.cumsum(failed & counted, dtype=np.int64)
+    ends = np.flatnonzero(failed & counted)
+    over = _evidence(bursts[ends], n[ends], limit, ABOVE) >= _threshold(limit, chance)
+    return int(ends[over.argmax()]) + 1 if over.any() else None
+
+
 def lower_rate(tally: Tally, chance: float) -> float:
     """Least rate that the counts do not exclude; always valid, wrong with `chance` at most."""
     return float(_lower_rates(np.array([tally.bursts]), np.array([tally.counted]), chance)[0])
@@ -156,7 +169,7 @@ def _below(name: str, failed: Flags, rates: tuple[float, float], chances: tuple[
     failed, tally = np.asarray(failed, bool), Tally.of(np.asarray(failed, bool))
     if not tally.n:
         return inconclusive(name, f"0 of 0 {words}: nothing was shown", _clean_advice(tally, exclude, chances[1]), limit=limit, n=0)
-    surely = _surely_above(failed, limit, chances[0])
+    surely = surely_above_at(failed, limit, chances[0]) is not None
     interval = (lower_rate(tally, chances[0]), upper_rate(tally, chances[1]))
     outcome = Outcome.FAILED if surely else Outcome.PASSED if interval[1] < exclude else Outcome.INCONCLUSIVE
     claim = (
@@ -197,21 +210,11 @@ def _unpreceded(failed: Flags) -> Flags:
     return np.concatenate([[True], ~failed[:-1]])[: len(failed)]
 
 
-def _surely_above(failed: Flags, limit: float, chance: float) -> bool:
-    """At some prefix. Evidence against a low rate grows at failures only, so only prefixes that end with one are looked at."""
-    counted = _unpreceded(failed)
-    n, bursts = np.cumsum(counted), np.cumsum(failed & counted)
-    ends = np.flatnonzero(failed & counted)
-    return bool((_evidence(bursts[ends], n[ends], limit, ABOVE) >= _threshold(limit, chance)).any())
-
-
 def _threshold(limit: float, chance: float) -> float:
     return math.log((OVERSHOOT if limit <= SMALL_LIMIT else 1.0) / chance)
 
 
-def _evidence(
-    failures: NDArray[np.int64], n: NDArray[np.int64], rate: Floats | float, multiples: tuple[tuple[float, float], ...]
-) -> Floats:
+def _evidence(failures: Counts, n: Counts, rate: Floats | float, multiples: tuple[tuple[float, float], ...]) -> Floats:
     """Log of the averaged likelihood ratio against `rate`; shapes [points]."""
     rate = np.broadcast_to(np.asarray(rate, float), failures.shape)
     terms, weights = [], []
@@ -223,10 +226,11 @@ def _evidence(
         terms.append(failures * np.log(safe / rate) + (n - failures) * np.log((1 - safe) / (1 - rate)))
     weight = np.array(weights) / np.maximum(np.sum(weights, axis=0), 1e-300)
     with np.errstate(divide="ignore"):
-        return np.logaddexp.reduce(np.array(terms) + np.log(weight), axis=0)
+        averaged: Floats = np.logaddexp.reduce(np.array(terms) + np.log(weight), axis=0)
+    return averaged
 
 
-def _lower_rates(bursts: NDArray[np.int64], counted: NDArray[np.int64], chance: float) -> Floats:
+def _lower_rates(bursts: Counts, counted: Counts, chance: float) -> Floats:
     """By bisection of the log of the rate: below the rate that was seen the evidence falls as the rate rises."""
     seen = np.maximum(bursts, 1) / np.maximum(counted, 1)
     low, high = seen * 1e-9, np.minimum(seen, 1 - 1e-9)
@@ -238,7 +242,7 @@ def _lower_rates(bursts: NDArray[np.int64], counted: NDArray[np.int64], chance: 
     return np.where(bursts > 0, low, 0.0)
 
 
-def _upper_rates(failures: NDArray[np.int64], n: NDArray[np.int64], burst_length: Floats, chance: float) -> Floats:
+def _upper_rates(failures: Counts, n: Counts, burst_length: Floats, chance: float) -> Floats:
     low, high = np.maximum(failures, 1e-9) / np.maximum(n, 1), np.ones(len(n)) * (1 - 1e-9)
     for _ in range(50):
         middle = (low + high) / 2
@@ -252,9 +256,9 @@ def _widest_gap(candidate: Served, stable: Served, chance: float) -> float:
     failed, counted = ~candidate.ok, _unpreceded(~candidate.ok)
     seconds = np.floor(candidate.unix_s)
     last = np.flatnonzero(np.append(np.diff(seconds) > 0, True))  # the last row of each second
-    bursts = np.cumsum(failed & counted)
+    bursts = np.cumsum(failed & counted, dtype=np.int64)
     ends = last[np.diff(bursts[last], prepend=0) > 0] if bursts[-1] else last[-1:]
-    lower = _lower_rates(bursts[ends], np.cumsum(counted)[ends], CANDIDATE_PART * chance)
+    lower = _lower_rates(bursts[ends], np.cumsum(counted, dtype=np.int64)[ends], CANDIDATE_PART * chance)
     upto = np.searchsorted(np.floor(stable.unix_s), seconds[ends], side="right")
     failures, stable_bursts = _upto(~stable.ok, upto), _upto(~stable.ok & _unpreceded(~stable.ok), upto)
     lengths = np.maximum(1.0, failures / np.maximum(stable_bursts, 1))
@@ -262,8 +266,8 @@ def _widest_gap(candidate: Served, stable: Served, chance: float) -> float:
     return float(np.max(lower - upper))
 
 
-def _upto(flags: Flags, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(flags)])[rows]
+def _upto(flags: Flags, rows: Counts) -> Counts:
+    return np.concatenate([[0], np.cumsum(flags, dtype=np.int64)])[rows]
 
 
 def _mean_sequence(differences: Floats, chance: float) -> tuple[Floats, Floats]:

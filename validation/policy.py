@@ -30,7 +30,7 @@ NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
 HEADER = re.compile(r"[a-z][a-z0-9-]{0,63}")
-SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
+SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")  # the gateway logs so many characters of a header
 MOST_ERRORS = 0.5  # a step excludes this rate at least, whatever little damage it could do at the next share
 BY_HAND = "none"
 PRESETS = ("@hourly", "@daily", "@weekly", "@monthly", "@quarterly", "@yearly")
@@ -262,7 +262,8 @@ class Shadow:
 class Step:
     """One share of the traffic: how long it lasts, and what must surely be excluded before it is passed.
 
-    Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`.
+    Margins that are left out follow from the rollout's damage budgets: `Rollout.margins`. With `approval` it then waits until a person
+    approves it, for at most `rollout.pause_max_seconds`. `blind` says that it is meant to see nothing (`penstock plan`).
     """
 
     permille: int
@@ -271,6 +272,8 @@ class Step:
     min_requests: int = 0
     exclude_error_rate: float | None = None
     exclude_latency_worse: float | None = None
+    approval: bool = False
+    blind: bool = False
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "rollout.steps.permille")
@@ -295,7 +298,7 @@ class TrafficSlices:
         _need(bool(self.values), "rollout.slices.values: one value or more")
         _unique(list(self.values), "rollout.slices.values")
         plain = all(SLICE_VALUE.fullmatch(each) for each in self.values)
-        _need(plain, "rollout.slices.values: each of 1 to 64 letters, digits and . _ : -")
+        _need(plain, "rollout.slices.values: each of 1 to 40 letters, digits and . _ : -")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,7 +317,8 @@ class Rollout:
     Taken back: an error rate surely above `error_limit`, or surely above stable's by more than `error_rise`; latency (mean, median or
     99th percentile) surely worse than stable's by more than the share `latency_worse`. A step is passed when it excludes whatever would
     do more than the damage budgets at the next share: `damage_errors` (share of all requests that fail) and `damage_latency` (rise of
-    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency.
+    latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency. A pause, and the
+    wait for an approval, end after `pause_max_seconds`.
     """
 
     newer: str
@@ -329,6 +333,7 @@ class Rollout:
     damage_errors: float = 0.005
     damage_latency: float = 0.20
     warmup_seconds: float = 2.0
+    pause_max_seconds: float = 86_400.0
     slices: TrafficSlices | None = None
 
     def __post_init__(self) -> None:
@@ -340,6 +345,7 @@ class Rollout:
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}", open_low=True)
         for name in ("indifferent_below_ms", "warmup_seconds"):
             _within(getattr(self, name), 0, math.inf, f"rollout.{name}")
+        _within(self.pause_max_seconds, 1, 604_800, "rollout.pause_max_seconds")
         shares = [step.permille for step in self.steps]
         _need(bool(shares) and shares == sorted(set(shares)), "rollout.steps: shares must grow from step to step")
         _need(shares[-1:] == [1000], "rollout.steps: the last step must be 1000 per mille, or nothing is shown about full traffic")

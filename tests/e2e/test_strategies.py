@@ -72,3 +72,18 @@ def _newer(world: World, word: str) -> Iterator[None]:
         yield
     finally:
         world.write_policy(MODEL, before)
+
+
+def test_a_person_pauses_and_aborts_a_rollout(world: World) -> None:
+    """By command, in mid-canary: paused it keeps its share and does not grow; aborted it is back on stable at once, with who and why."""
+    stable = world.share().stable
+    number = world.register_again(stable)
+    run = world.airflow.trigger(DELIVER, version=number)
+    world.until_share(10)
+    assert world.command("pause", MODEL, "--why", "deploy freeze") == 0
+    assert world.command("promote", MODEL, "--why", "hurry") == 1
+    assert world.command("abort", MODEL, "--why", "wrong data") == 0
+    share = world.share()
+    assert (share.stable, share.permille) == (stable, 0)
+    assert world.ended(number, run) == "rolled_back"
+    assert "aborted by ada: wrong data" in world.why(number)

@@ -1,0 +1,112 @@
+"""Replay and explain: a watched step decided again from its evidence, and why it was decided so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from airflow_home import ROOT
+
+from delivery.director_client import Row
+from delivery.replay import NoEvidence, main
+from delivery.rollout import Split
+from delivery.rollout_evidence import RolloutLog
+from validation.contract import Bundle, Decision, Outcome, Spec, Stable, seal_evidence, worst
+from validation.policy import read_policy
+
+ROLLOUT = read_policy(ROOT / "dags" / "policies" / "digits.toml").rollout
+BUNDLE = Bundle(uri="file:///b", sha256="0")
+SPEC = Spec(
+    task="rollback_sensor",
+    model="digits",
+    version=2,
+    delivery="deliver__digits__v2",
+    evidence_uri="file:///e",
+    stable=Stable(version=1, bundle=BUNDLE),
+)
+
+
+def watched(folder: Path, *, fails: int = 0, times: float = 1.0, rows: int = 2000) -> Outcome:
+    """Evidence as the sensor writes it, of a step with so many requests on each side; returns its outcome."""
+    log = RolloutLog(stable=1, candidate=2)
+    log.add(
+        Row(2 * n + side, 1000 + n / 50, 1 + side, side == 0 or n % 100 >= fails, (20 + n % 7) * (times if side else 1))
+        for n in range(rows)
+        for side in (0, 1)
+    )
+    split = Split(spec=SPEC, step=ROLLOUT.steps[2], rollout=ROLLOUT, director=None)  # type: ignore[arg-type] -- nothing is asked of it
+    split.log, split.since_s = log, 1000.0
+    folder.mkdir(exist_ok=True)
+    findings = split.findings()
+    split.record(folder)
+    seal_evidence(folder, Decision(findings=findings))
+    return worst(each.outcome for each in findings)
+
+
+@pytest.mark.parametrize("case", [{}, {"fails": 5}, {"times": 1.6}, {"rows": 40}])
+def test_a_step_is_decided_again_bit_for_bit(tmp_path: Path, case, capsys: pytest.CaptureFixture[str]):
+    """Whatever the outcome was, the same findings follow from the evidence."""
+    watched(tmp_path / "e", **case)
+    assert main(["replay", str(tmp_path / "e")]) == 0
+    assert "the same findings as were written down" in capsys.readouterr().out
+
+
+def test_evidence_by_its_address_is_read_as_well(tmp_path: Path):
+    """As MLflow's artifacts are, file by file."""
+    watched(tmp_path / "e")
+    assert main(["replay", (tmp_path / "e").as_uri()]) == 0
+
+
+def test_findings_that_were_changed_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Someone rewrote a finding and its digest: the requests say otherwise."""
+    watched(tmp_path / "e", fails=5)
+    path = tmp_path / "e" / "findings.json"
+    rows = json.loads(path.read_text())
+    seal_evidence(tmp_path / "e", Decision(findings=()))
+    path.write_text(json.dumps([{**each, "outcome": "passed"} for each in rows]))
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    del manifest["findings.json"]
+    (tmp_path / "e" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["replay", str(tmp_path / "e")]) == 1
+    assert "errors: passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["requests.parquet", "judged.json", "findings.json"])
+def test_evidence_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, name, capsys: pytest.CaptureFixture[str]):
+    """A byte more in any file."""
+    watched(tmp_path / "e")
+    with (tmp_path / "e" / name).open("ab") as file:
+        file.write(b" ")
+    assert main(["replay", str(tmp_path / "e")]) == 64
+    assert f"{name} is not what the manifest says" in capsys.readouterr().err
+
+
+def test_no_evidence_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """An empty folder."""
+    assert main(["explain", str(tmp_path)]) == 64
+    assert "no evidence of a watched step" in capsys.readouterr().err
+    assert issubclass(NoEvidence, ValueError)
+
+
+def test_an_explanation_names_the_smallest_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """How many failures fewer, how much more latency allowed, or how much evidence was missing."""
+    for case, words in (
+        ({"fails": 5}, "of its 100 failures fewer"),
+        ({"times": 1.6}, "more latency instead of 10%"),
+        ({"rows": 40}, "Missing: about"),
+    ):
+        watched(tmp_path / "e", **case)
+        assert main(["explain", str(tmp_path / "e")]) == 0
+        assert words in capsys.readouterr().out
+
+
+def test_the_change_that_is_named_turns_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With the latency that it names allowed, the same requests do not fail."""
+    watched(tmp_path / "e", times=1.6)
+    main(["explain", str(tmp_path / "e")])
+    sentence = next(each for each in capsys.readouterr().out.splitlines() if "more latency instead of" in each)
+    allowed = float(sentence.split("allowed ")[1].split("%")[0]) / 100
+    row = json.loads((tmp_path / "e" / "judged.json").read_text())
+    assert allowed > replace(ROLLOUT, latency_worse=row["rollout"]["latency_worse"]).latency_worse
