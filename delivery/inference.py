@@ -193,8 +193,8 @@ def _packed(values: np.ndarray) -> bytes:
 
 def _rows_agree(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     rows = {len(values) for values in inputs.values()}
-    if len(rows) != 1 or 0 in rows:
-        raise Malformed(f"inputs of {sorted(rows) or 'no'} rows")
+    if len(rows) != 1 or not all(values.size for values in inputs.values()):
+        raise Malformed(f"inputs of {sorted(rows) or 'no'} rows, or an empty one")
     return inputs
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from validation.parity import is_float, is_text, rows_flipped, unfinite
+from validation.parity import is_float, is_text, is_vector, rows_flipped, unfinite
 
 ROWS_KEPT = 50_000
 ROWS_PER_ANSWER = 5_000
@@ -31,7 +31,7 @@ class Pair:
     """One request, answered by `stable` and `candidate` (versions), as `state` says.
 
     Of several rows in a request one is looked at, for they are no independent evidence: `flipped`, whether its label, or the place of its
-    greatest score, is another; `difference`, candidate's number less stable's where a row has one, else the largest distance of all of its
+    greatest score, is another (None where no output could tell); `difference`, candidate's number less stable's where a row has one, else the largest distance of all of its
     numbers; `furthest` and `mean`, largest distance and mean difference over all rows. The last three are None without float outputs.
     """
 
@@ -40,8 +40,8 @@ class Pair:
     candidate: int
     state: str
     why: str = ""
-    rows: int = 0
-    flipped: bool = False
+    rows: int = 1
+    flipped: bool | None = None
     difference: float | None = None
     furthest: float | None = None
     mean: float | None = None
@@ -54,22 +54,37 @@ class Silence:
     why: str
 
 
-def compare(stable: Arrays | Silence, candidate: Arrays | Silence, *, row: int = 0, **asked: Any) -> Pair:
-    """`row` is the one that is looked at, `asked` the pair's `unix_s`, `stable_version` and `candidate_version`."""
-    known: dict[str, Any] = {"unix_s": asked["unix_s"], "stable": asked["stable_version"], "candidate": asked["candidate_version"]}
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What both were asked: a request of `rows` rows, of which number `row` is looked at; and the versions that were."""
+
+    unix_s: float
+    stable: int
+    candidate: int
+    rows: int = 1
+    row: int = 0
+
+
+def compare(asked: Asked, stable: Arrays | Silence, candidate: Arrays | Silence) -> Pair:
+    known: dict[str, Any] = {"unix_s": asked.unix_s, "stable": asked.stable, "candidate": asked.candidate, "rows": asked.rows}
     if isinstance(stable, Silence) or isinstance(candidate, Silence):
         return Pair(**known, **_silent(stable, candidate))
-    rows = max((len(values) for values in stable.values()), default=0)
     if problem := _other_form(stable, candidate):
-        return Pair(**known, state=OTHER_FORM, why=problem, rows=rows)
+        return Pair(**known, state=OTHER_FORM, why=problem)
     if problem := _unfinite(stable, candidate):
-        return Pair(**known, state=UNFINITE, why=problem, rows=rows)
-    flipped = bool(rows_flipped(candidate, stable)[row % rows]) if rows else False
-    distances: dict[str, Any] = _distances(stable, candidate, row % max(rows, 1))
-    return Pair(**known, state=COMPARED, rows=rows, flipped=flipped, **distances)
+        return Pair(**known, state=UNFINITE, why=problem)
+    by_row = {name for name, values in stable.items() if len(values) == asked.rows}
+    stable, candidate = ({name: each[name] for name in sorted(by_row)} for each in (stable, candidate))
+    distances: dict[str, Any] = _distances(stable, candidate, asked.row)
+    return Pair(**known, state=COMPARED, flipped=_flipped(stable, candidate, asked.row), **distances)
 
 
-def _silent(stable: Arrays | Silence, candidate: Arrays | Silence) -> dict[str, Any]:
+def _flipped(stable: Arrays, candidate: Arrays, row: int) -> bool | None:
+    telling = [name for name, values in stable.items() if not is_float(values) or is_vector(values)]
+    return bool(rows_flipped(candidate, stable)[row]) if telling else None
+
+
+def _silent(stable: Arrays | Silence, candidate: Arrays | Silence) -> dict[str, str]:
     silent = {"stable": stable, "candidate": candidate}
     words = {who: each.why for who, each in silent.items() if isinstance(each, Silence)}
     state = NEITHER if len(words) == 2 else NO_STABLE if "stable" in words else NO_CANDIDATE
