@@ -31,8 +31,9 @@ class Pair:
     """One request, answered by `stable` and `candidate` (versions), as `state` says.
 
     Of several rows in a request one is looked at, for they are no independent evidence: `flipped`, whether its label, or the place of its
-    greatest score, is another (None where no output could tell); `difference`, candidate's number less stable's where a row has one, else the largest distance of all of its
-    numbers; `furthest` and `mean`, largest distance and mean difference over all rows. The last three are None without float outputs.
+    greatest score, is another (None where no output could tell); `difference`, candidate's number less stable's where a row has one, else
+    the largest distance of all of its numbers; `furthest` and `mean`, largest distance and mean difference over all rows. The last three
+    are None without float outputs.
     """
 
     unix_s: float
@@ -84,7 +85,7 @@ def _flipped(stable: Arrays, candidate: Arrays, row: int) -> bool | None:
     return bool(rows_flipped(candidate, stable)[row]) if telling else None
 
 
-def _silent(stable: Arrays | Silence, candidate: Arrays | Silence) -> dict[str, str]:
+def _silent(stable: Arrays | Silence, candidate: Arrays | Silence) -> dict[str, Any]:
     silent = {"stable": stable, "candidate": candidate}
     words = {who: each.why for who, each in silent.items() if isinstance(each, Silence)}
     state = NEITHER if len(words) == 2 else NO_STABLE if "stable" in words else NO_CANDIDATE

@@ -185,7 +185,7 @@ class Recorder:
 
 
 class Mirrored:
-    """Where Envoy sends its copies, HTTP and gRPC. It answers at once: Envoy drops the answer, and a held request takes one of its places."""
+    """Where Envoy sends its copies, HTTP and gRPC. Answers at once: Envoy drops the answer, and a held request takes one of its places."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder

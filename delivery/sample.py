@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -68,11 +67,6 @@ class Sample:
                 break
             kept.append((unix_s, inputs))
         return _joined(kept[::-1], rows) if kept else None
-
-    def forget(self, model: str) -> None:
-        """Everything of one model."""
-        self._segments.pop(model, None)
-        shutil.rmtree(self._folder / model, ignore_errors=True)
 
     def _room(self, model: str, size: int) -> _Segment:
         segment = self._segments.get(model)
