@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from validation.paired import COMPARED, NEITHER, NO_CANDIDATE, NO_STABLE, OTHER_FORM, UNFINITE
 from validation.parity import is_float, is_text, is_vector, rows_flipped, unfinite
 
 ROWS_KEPT = 50_000
 ROWS_PER_ANSWER = 5_000
-
-COMPARED, UNFINITE, OTHER_FORM = "compared", "unfinite", "other_form"
-NO_STABLE, NO_CANDIDATE, NEITHER = "stable_silent", "candidate_silent", "both_silent"
-STATES = (COMPARED, UNFINITE, OTHER_FORM, NO_STABLE, NO_CANDIDATE, NEITHER)
 
 Arrays = Mapping[str, np.ndarray]
 

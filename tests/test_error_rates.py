@@ -194,6 +194,12 @@ def test_disagreements_are_counted_as_failures_are():
     assert (finding.outcome, "pairs of answers differ" in finding.why) == (below(rows).outcome, True)
 
 
+def test_every_pair_that_differs_counts():
+    """A version that answers everything otherwise fails after few pairs: they are drawn one by one and make no burst."""
+    finding = disagreement_below(name="flips", disagreed=np.ones(10, bool), limit=0.1, exclude=0.3, false_alarm=0.001, miss=0.05)
+    assert finding.outcome is Outcome.FAILED
+
+
 @pytest.mark.parametrize(("shift", "outcome"), [(0.0, Outcome.PASSED), (0.2, Outcome.FAILED), (-0.2, Outcome.FAILED)])
 def test_a_shift_of_scores_is_seen_in_either_direction(shift, outcome):
     """2,000 pairs with a spread of 0.1 show a mean shift of 0.2 and exclude one of 0.05."""

@@ -62,8 +62,8 @@ class Tally:
     counted: int
 
     @classmethod
-    def of(cls, failed: Flags) -> Tally:
-        counted = _unpreceded(failed)
+    def of(cls, failed: Flags, counted: Flags | None = None) -> Tally:
+        counted = _unpreceded(failed) if counted is None else counted
         return cls(failures=int(failed.sum()), n=len(failed), bursts=int((failed & counted).sum()), counted=int(counted.sum()))
 
     @property
@@ -77,12 +77,17 @@ def error_rate_below(*, name: str, failed: Flags, limit: float, exclude: float, 
     Failed: surely above `limit`, with chance `false_alarm` at most when it is not. Passed: `exclude` or more is surely excluded, with
     chance `miss` at most when it is not. The interval holds the rates that neither excludes.
     """
-    return _below(name, failed, (limit, exclude), (false_alarm, miss), "requests failed")
+    failed = np.asarray(failed, bool)
+    return _below(name, (failed, _unpreceded(failed)), (limit, exclude), (false_alarm, miss), "requests failed")
 
 
 def disagreement_below(*, name: str, disagreed: Flags, limit: float, exclude: float, false_alarm: float, miss: float) -> Finding:
-    """Do the versions answer the same request differently in at most `limit` of all pairs? As `error_rate_below`; a row a pair."""
-    return _below(name, disagreed, (limit, exclude), (false_alarm, miss), "pairs of answers differ")
+    """Do the versions answer the same request differently in at most `limit` of all pairs? As `error_rate_below`; a row a pair.
+
+    Every pair counts, also right after another that differs: two versions differ by what they are asked, and requests are drawn one by one.
+    """
+    disagreed = np.asarray(disagreed, bool)
+    return _below(name, (disagreed, np.ones(len(disagreed), bool)), (limit, exclude), (false_alarm, miss), "pairs of answers differ")
 
 
 def error_rate_not_above(
@@ -136,12 +141,12 @@ def score_shift_within(*, name: str, differences: Floats, margin: float, exclude
     )
 
 
-def surely_above_at(failed: Flags, limit: float, chance: float) -> int | None:
-    """After how many rows the rate is surely above `limit`; None when it is not yet.
+def surely_above_at(failed: Flags, limit: float, chance: float, counted: Flags | None = None) -> int | None:
+    """After how many rows the rate is surely above `limit`; None when it is not yet. `counted`: by default what no failure preceded.
 
     Evidence against a low rate grows at failures only, so only prefixes that end with one are looked at.
     """
-    counted = _unpreceded(failed)
+    counted = _unpreceded(failed) if counted is None else counted
     n, bursts = np.cumsum(counted, dtype=np.int64), np.cumsum(failed & counted, dtype=np.int64)
     ends = np.flatnonzero(failed & counted)
     over = _evidence(bursts[ends], n[ends], limit, ABOVE) >= _threshold(limit, chance)
@@ -163,13 +168,14 @@ def clean_requests_to_exclude(rate: float, miss: float) -> int:
     return _first_clean(Tally(failures=0, n=0, bursts=0, counted=0), rate, miss)
 
 
-def _below(name: str, failed: Flags, rates: tuple[float, float], chances: tuple[float, float], words: str) -> Finding:
+def _below(name: str, flags: tuple[Flags, Flags], rates: tuple[float, float], chances: tuple[float, float], words: str) -> Finding:
+    """`flags`: which rows failed, and which count as evidence against a low rate."""
     limit, exclude = rates[0], min(rates[1], 1 - 1e-9)  # a rate of 1 is excluded by the first answer
     _checked(limit, exclude, *chances)
-    failed, tally = np.asarray(failed, bool), Tally.of(np.asarray(failed, bool))
+    tally = Tally.of(*flags)
     if not tally.n:
         return inconclusive(name, f"0 of 0 {words}: nothing was shown", _clean_advice(tally, exclude, chances[1]), limit=limit, n=0)
-    surely = surely_above_at(failed, limit, chances[0]) is not None
+    surely = surely_above_at(flags[0], limit, chances[0], flags[1]) is not None
     interval = (lower_rate(tally, chances[0]), upper_rate(tally, chances[1]))
     outcome = Outcome.FAILED if surely else Outcome.PASSED if interval[1] < exclude else Outcome.INCONCLUSIVE
     claim = (
