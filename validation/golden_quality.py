@@ -295,6 +295,6 @@ def _drifted(name: str, found: Sequence[Finding], rows: int) -> Iterator[Finding
     why = f"{len(bad)} of {len(found)} comparisons with {rows} rows of recent traffic do not hold" + (
         f", first {bad[0].name}" if bad else ""
     )
-    advice = "make a golden set of what users ask now; a column that is right to differ is none to compare" if bad else None
+    advice = "make a golden set of what users ask now" if bad else None
     yield Finding(name=name, outcome=worst, why=why, observed=float(len(bad)), limit=0.0, n=rows, advice=advice)
     yield from (replace(each, name=f"traffic_{each.name}") for each in bad[:TRAFFIC_SHOWN])
