@@ -13,7 +13,7 @@ from validation.contract import BadSpec, Spec, sha256
 from validation.traffic_sample import NO_STABLE, sketch_sample
 
 FILE = "traffic.json"
-ROWS = 20_000
+ROWS = 5_000
 
 
 def traffic_outputs(spec: Spec, evidence: Path, recorder: Recorder | None, *, stable: bool) -> dict[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import httpx
 
-TIMEOUT = httpx.Timeout(10.0, connect=1.0)
+TIMEOUT = httpx.Timeout(2.0, connect=1.0)  # who asks for pairs holds a lease: a frozen recorder must not outlast it
+SAMPLE_TIMEOUT = httpx.Timeout(30.0, connect=1.0)  # thousands of rows are read from disk and packed
 
 
 class RecorderUnreachable(RuntimeError):
@@ -50,12 +51,12 @@ class Recorder:
 
     def sample(self, model: str, rows: int) -> bytes | None:
         """The last `rows` rows of inputs as Parquet (`delivery.sample.parquet`); None when nothing is kept."""
-        answer = self._get(f"/v1/models/{model}/sample", rows=rows)
+        answer = self._get(f"/v1/models/{model}/sample", SAMPLE_TIMEOUT, rows=rows)
         return None if answer.status_code == httpx.codes.NOT_FOUND else answer.content
 
-    def _get(self, path: str, **query: int) -> httpx.Response:
+    def _get(self, path: str, timeout: httpx.Timeout = TIMEOUT, **query: int) -> httpx.Response:
         try:
-            answer = self._http.get(path, params=query)
+            answer = self._http.get(path, params=query, timeout=timeout)
         except httpx.TransportError as error:
             raise RecorderUnreachable(f"the recorder at {self._http.base_url} does not answer: {error!r}; is it running?") from error
         if not answer.is_success and answer.status_code != httpx.codes.NOT_FOUND:

@@ -11,14 +11,14 @@ import math
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from delivery.inference import Malformed, read_request, write_request
+from delivery.inference import read_request, write_request
 
 ROWS_KEPT = 20_000
 BYTES_KEPT = 64 << 20
@@ -60,13 +60,14 @@ class Sample:
 
     def last(self, model: str, rows: int) -> Rows | None:
         """The last `rows`, or as many as there are; None without any. Of requests of several forms the most frequent form counts."""
-        requests = _of_one_form([each for path in self._paths(model) for each in _records(path)])
-        kept: list[tuple[float, Arrays]] = []
-        for unix_s, inputs in reversed(requests):
-            if sum(len(next(iter(each.values()))) for _, each in kept) >= rows:
+        newest, have = [], 0
+        for record in reversed([each for path in self._paths(model) for each in _records(path)]):
+            if have >= rows:
                 break
-            kept.append((unix_s, inputs))
-        return _joined(kept[::-1], rows) if kept else None
+            newest.append(record)
+            have += record.rows
+        requests = _of_one_form([(each.unix_s, read_request(each.body)[1]) for each in reversed(newest)])
+        return _joined(requests, rows) if requests else None
 
     def _room(self, model: str, size: int) -> _Segment:
         segment = self._segments.get(model)
@@ -101,16 +102,20 @@ class _Segment:
         os.close(self._descriptor)
 
 
-def _records(path: Path) -> Iterator[tuple[float, dict[str, np.ndarray]]]:
+class _Record(NamedTuple):
+    unix_s: float
+    rows: int
+    body: bytes
+
+
+def _records(path: Path) -> Iterator[_Record]:
     data, place = path.read_bytes(), 0
     while place + _HEAD.size <= len(data):
-        unix_s, _, size = _HEAD.unpack_from(data, place)
-        body = data[place + _HEAD.size : place + _HEAD.size + size]
-        try:
-            yield unix_s, read_request(body)[1]
-        except Malformed:
-            return
+        unix_s, rows, size = _HEAD.unpack_from(data, place)
         place += _HEAD.size + size
+        if place > len(data):
+            return
+        yield _Record(unix_s, rows, data[place - size : place])
 
 
 def _form(inputs: Arrays) -> Any:
@@ -123,7 +128,7 @@ def _of_one_form(requests: list[tuple[float, dict[str, np.ndarray]]]) -> list[tu
     return [each for each in requests if _form(each[1]) == wanted]
 
 
-def _joined(requests: list[tuple[float, Arrays]], rows: int) -> Rows:
+def _joined(requests: Sequence[tuple[float, Arrays]], rows: int) -> Rows:
     names = requests[0][1]
     inputs = {name: np.concatenate([each[name] for _, each in requests])[-rows:] for name in names}
     return Rows(inputs=inputs, oldest_unix_s=requests[0][0], newest_unix_s=requests[-1][0])
