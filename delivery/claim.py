@@ -8,13 +8,15 @@ left half done. It starts no server and moves no traffic, but for putting stable
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from delivery.claimed_traffic import traffic_outputs
 from delivery.director_client import Director
 from delivery.findings import Refusal, passed, refused
 from delivery.orders import wanted
 from delivery.promote import finish
+from delivery.recorder_client import Recorder
 from delivery.registry import (
     DELIVERY,
     ENDED,
@@ -32,7 +34,7 @@ from delivery.registry import (
 )
 from delivery.triton import Server, running, server_name
 from delivery.undo import follow, undone
-from validation.contract import Bundle, Decision, Finding, Spec
+from validation.contract import Bundle, Decision, Finding, Outcome, Spec
 
 Servers = Callable[[], Mapping[str, Server]]
 
@@ -60,8 +62,11 @@ class Claimed:
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
-    del evidence
-    return claim(spec, Registry.from_env(), Director.from_env(), running)
+    decision = claim(spec, Registry.from_env(), Director.from_env(), running)
+    if any(each.outcome is not Outcome.PASSED for each in decision.findings):
+        return decision
+    stable = bool(decision.outputs["stable_version"])
+    return replace(decision, outputs={**decision.outputs, **traffic_outputs(spec, evidence, Recorder.from_env(), stable=stable)})
 
 
 def claim(spec: Spec, registry: Registry, director: Director, servers: Servers) -> Decision:

@@ -404,6 +404,7 @@ async def _serve(given: argparse.Namespace, state: Path, token: str) -> None:
         split_ttl_s=given.split_ttl_s,
         heartbeat_s=min(1.0, given.split_ttl_s / 4),
         timeouts=Timeouts(total_s=given.timeout_s, per_try_s=given.per_try_timeout_s),
+        recorder_permille=given.recorder_permille,
     )
     data = state / "data"
     file = StateFile(data / "director" / "state.json")
@@ -422,6 +423,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split-ttl-s", type=float, default=Settings.split_ttl_s, help="how long Envoy keeps a split unheard")
     parser.add_argument("--timeout-s", type=float, default=Timeouts.total_s, help="what a request may take in all")
     parser.add_argument("--per-try-timeout-s", type=float, default=Timeouts.per_try_s, help="after this long the fallback is asked")
+    parser.add_argument("--recorder-permille", type=int, choices=range(1001), metavar="0-1000", default=0, help="mirrored to the recorder")
     return parser.parse_args(given)
 
 

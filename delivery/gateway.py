@@ -4,7 +4,8 @@
 directory by rename (a shared one would reload both on every rename). Whether they are in force, `delivery.gateway_admin` sees. Rendering
 is pure. This module decides no share, and makes no connection.
 
-`python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--access-log FILE]` writes a bootstrap.
+`python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--recorder-ports N N] [--access-log FILE]`
+writes a bootstrap.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LOOPBACK = "127.0.0.1"
 ROUTES_NAME = "models"
 STAT_PREFIX = "gateway"
 DIRECTOR_CLUSTER = "director"
+RECORDER = "recorder"  # its clusters are recorder-http and recorder-grpc; a version's has two hyphens
+RECORDER_REQUESTS = 32  # under way at once: a recorder that is frozen holds so many bodies in Envoy's memory and no more
 SPLITS = "splits"  # the name of the runtime layer that the director serves
 VERSION_HEADER = "x-penstock-version"
 REASON_HEADER = "x-penstock"
@@ -64,14 +67,15 @@ def version_clusters(model: str, version: int) -> set[str]:
     return {name(model, version, each) for name in (cluster_name, pinned_name) for each in PROTOCOLS}
 
 
-def render_routes(traffic: ModelTraffic, timeouts: Timeouts) -> list[Json]:
+def render_routes(traffic: ModelTraffic, timeouts: Timeouts, recorder_permille: int = 0) -> list[Json]:
     """Routes of pinned versions, and one for everybody else per protocol, whose own weights are what is left when a lease lapses: all to
-    stable.
+    stable. Of everybody else's requests `recorder_permille` are mirrored to the recorder.
     """
     if traffic.empty:
         return []
     pinned = [_pinned_route(traffic.model, backend, each, timeouts) for backend, each in _served(traffic)]
-    return [*pinned, *(route for each in PROTOCOLS for route in (_unknown_pin(traffic.model, each), _unpinned(traffic, each, timeouts)))]
+    open_to_all = [(_unknown_pin(traffic.model, each), _unpinned(traffic, each, timeouts, recorder_permille)) for each in PROTOCOLS]
+    return [*pinned, *(route for pair in open_to_all for route in pair)]
 
 
 def cds(clusters: Iterable[Json]) -> Json:
@@ -89,26 +93,38 @@ def rds(routes: Iterable[Json]) -> Json:
     return _versioned([table])
 
 
-def bootstrap(files: Path, *, port: int, admin_port: int, director_grpc_port: int, access_log: Path | None = None) -> Json:
-    """Everything that Envoy must know at start. `files` holds the watched directories `cds` and `rds`; all addresses are loopback."""
+def bootstrap(
+    files: Path,
+    *,
+    port: int,
+    admin_port: int,
+    director_grpc_port: int,
+    recorder_ports: tuple[int, int] | None = None,
+    access_log: Path | None = None,
+) -> Json:
+    """Everything that Envoy must know at start. `files` holds the watched directories `cds` and `rds`; all addresses are loopback.
+
+    `recorder_ports`: where the recorder takes mirrored HTTP and gRPC.
+    """
+    clusters = [_director_cluster(director_grpc_port), *(_recorder_clusters(*recorder_ports) if recorder_ports else ())]
     return {
         "node": {"id": "gateway", "cluster": "penstock"},
         "admin": {"address": _socket(f"{LOOPBACK}:{admin_port}")},
         "stats_flush_interval": "1s",
         "layered_runtime": {"layers": _runtime_layers()},
-        "static_resources": {"listeners": [_listener(files, port, access_log)], "clusters": [_director_cluster(director_grpc_port)]},
+        "static_resources": {"listeners": [_listener(files, port, access_log)], "clusters": clusters},
         "dynamic_resources": {"cds_config": _watched(files, "cds")},
     }
 
 
-def write_bootstrap(
-    path: Path, *, files: Path, port: int, admin_port: int, director_grpc_port: int, access_log: Path | None = None
-) -> None:
-    """Writes Envoy's bootstrap, and empty cluster and route files where there are none yet: Envoy refuses to start without them."""
+def write_bootstrap(path: Path, *, files: Path, **given: Any) -> None:
+    """Writes Envoy's bootstrap (`given`: as `bootstrap` takes it), and empty cluster and route files where there are none yet, without
+    which Envoy refuses to start.
+    """
     for name, empty in (("cds", cds([])), ("rds", rds([]))):
         if not _file(files, name).exists():
             write_resources(files, name, empty)
-    config = bootstrap(files.resolve(), port=port, admin_port=admin_port, director_grpc_port=director_grpc_port, access_log=access_log)
+    config = bootstrap(files.resolve(), **given)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_by_rename(path, json.dumps(config, indent=1).encode())
 
@@ -155,7 +171,7 @@ def _cluster(traffic: ModelTraffic, backend: Backend, protocol: str) -> Json:
         **_servers(cluster_name(traffic.model, backend.version, protocol), servers, protocol),
         # A second try goes to another server, so it must never be refused: the budget is for storms at the same server.
         "circuit_breakers": {"thresholds": [{**limit, "retry_budget": {"budget_percent": {"value": 100}, "min_retry_concurrency": 100}}]},
-        "health_checks": [_health_check(traffic.model)],
+        "health_checks": [_health_check(f"/v2/models/{traffic.model}/ready")],
         **({} if fallback is None else _leave_bad_servers()),
     }
 
@@ -183,9 +199,9 @@ def _locality(server: Backend, protocol: str, priority: int) -> Json:
     return {"priority": priority, "lb_endpoints": [{"endpoint": endpoint}]}
 
 
-def _health_check(model: str) -> Json:
+def _health_check(path: str) -> Json:
     times = {"timeout": "0.5s", "interval": "1s", "no_traffic_interval": "1s", "unhealthy_threshold": 2, "healthy_threshold": 1}
-    return {**times, "http_health_check": {"path": f"/v2/models/{model}/ready", "codec_client_type": "HTTP1"}}
+    return {**times, "http_health_check": {"path": path, "codec_client_type": "HTTP1"}}
 
 
 def _leave_bad_servers() -> Json:
@@ -227,19 +243,19 @@ def _pinning(model: str, protocol: str, version: Json) -> Json:
     return {**match, "headers": [*match.get("headers", []), {"name": PIN_HEADER, **version}]}
 
 
-def _unpinned(traffic: ModelTraffic, protocol: str, timeouts: Timeouts) -> Json:
+def _unpinned(traffic: ModelTraffic, protocol: str, timeouts: Timeouts, recorder_permille: int) -> Json:
     if traffic.stable is None:
         return _refusal(f"{traffic.model}-{protocol}", _match(traffic.model, protocol), "no-stable-version")
-    return _route(traffic, traffic.stable, protocol, timeouts)
+    return _route(traffic, traffic.stable, protocol, timeouts, recorder_permille)
 
 
-def _route(traffic: ModelTraffic, stable: Backend, protocol: str, timeouts: Timeouts) -> Json:
+def _route(traffic: ModelTraffic, stable: Backend, protocol: str, timeouts: Timeouts, recorder_permille: int) -> Json:
     action: Json = {
         "timeout": f"{timeouts.total_s:g}s",
         "hash_policy": [{"header": {"header_name": USER_HEADER}, "terminal": True}],
         "weighted_clusters": _weights(traffic, stable, protocol),
         "retry_policy": _retries(timeouts, elsewhere=len(traffic.backends) > 1),
-        "request_mirror_policies": _mirrors(traffic, protocol),
+        "request_mirror_policies": [*_mirrors(traffic, protocol), *_recorded(recorder_permille, protocol)],
     }
     return {
         "name": f"{traffic.model}-{protocol}",
@@ -280,9 +296,15 @@ def _retries(timeouts: Timeouts, *, elsewhere: bool) -> Json:
 def _mirrors(traffic: ModelTraffic, protocol: str) -> list[Json]:
     if traffic.candidate is None or not traffic.shadow_permille:
         return []
-    share = {"numerator": traffic.shadow_permille * 1000, "denominator": "MILLION"}
-    name = cluster_name(traffic.model, traffic.candidate.version, protocol)
-    return [{"cluster": name, "runtime_fraction": {"default_value": share}}]
+    return [_mirror(cluster_name(traffic.model, traffic.candidate.version, protocol), traffic.shadow_permille)]
+
+
+def _recorded(permille: int, protocol: str) -> list[Json]:
+    return [_mirror(f"{RECORDER}-{protocol}", permille)] if permille else []
+
+
+def _mirror(cluster: str, permille: int) -> Json:
+    return {"cluster": cluster, "runtime_fraction": {"default_value": {"numerator": permille * 1000, "denominator": "MILLION"}}}
 
 
 def _match(model: str, protocol: str) -> Json:
@@ -337,6 +359,29 @@ def _director_cluster(port: int) -> Json:
         "load_assignment": {"cluster_name": DIRECTOR_CLUSTER, "endpoints": [lone]},
         "typed_extension_protocol_options": _http_options({"explicit_http_config": {"http2_protocol_options": alive}}),
     }
+
+
+def _recorder_clusters(http_port: int, grpc_port: int) -> list[Json]:
+    """A mirror costs the user nothing as long as Envoy does not pile up for it: few requests at once, none while the recorder is away."""
+    limit = {"max_connections": RECORDER_REQUESTS, "max_pending_requests": RECORDER_REQUESTS, "max_requests": RECORDER_REQUESTS}
+    return [
+        {
+            "name": f"{RECORDER}-{protocol}",
+            "type": "STATIC",
+            "connect_timeout": "0.25s",
+            "load_assignment": {"cluster_name": f"{RECORDER}-{protocol}", "endpoints": [_recorder_endpoint(port, http_port)]},
+            "typed_extension_protocol_options": _protocol_options(protocol),
+            "circuit_breakers": {"thresholds": [limit]},
+            "health_checks": [_health_check("/health")],
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        }
+        for protocol, port in zip(PROTOCOLS, (http_port, grpc_port), strict=True)
+    ]
+
+
+def _recorder_endpoint(port: int, http_port: int) -> Json:
+    endpoint = {"address": _socket(f"{LOOPBACK}:{port}"), "health_check_config": {"port_value": http_port}}
+    return {"priority": 0, "lb_endpoints": [{"endpoint": endpoint}]}
 
 
 def _listener(files: Path, port: int, access_log: Path | None) -> Json:
@@ -434,10 +479,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--files", type=Path, required=True, help="folder of the watched directories cds and rds")
     for name in ("--port", "--admin-port", "--director-grpc-port"):
         parser.add_argument(name, type=int, required=True)
+    parser.add_argument("--recorder-ports", type=int, nargs=2, metavar=("HTTP", "GRPC"), help="where the recorder takes mirrored requests")
     parser.add_argument("--access-log", type=Path)
-    given = parser.parse_args(arguments)
-    ports = {"port": given.port, "admin_port": given.admin_port, "director_grpc_port": given.director_grpc_port}
-    write_bootstrap(given.bootstrap, files=given.files, access_log=given.access_log, **ports)
+    given = vars(parser.parse_args(arguments))
+    write_bootstrap(given.pop("bootstrap"), **given)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Settings:
     healthy_s: float = 6.0
     look_every_s: float = 0.02
     timeouts: Timeouts = field(default_factory=Timeouts)
+    recorder_permille: int = 0  # of every model's requests, mirrored to the recorder
 
 
 class Configuration:
@@ -251,7 +252,7 @@ class Switchboard:
         """Waits for nothing: Envoy takes the routes from their file when it can."""
         after = self.traffic(model).with_shadow(0)
         self._mirrors.pop(model, None)
-        self._configuration.routes[model] = gateway.render_routes(after, self._settings.timeouts)
+        self._configuration.routes[model] = self._rendered(after)
         self._configuration.write_routes()
         self._remember(after)
 
@@ -287,7 +288,7 @@ class Switchboard:
         await self._show_clusters(model, self._both(after, healthy))
         if healthy is not None:
             await self._confirm_healthy(model, healthy)
-        self._configuration.routes[model] = gateway.render_routes(after, self._settings.timeouts)
+        self._configuration.routes[model] = self._rendered(after)
         self._configuration.write_routes()
         await self._confirm(self._in_force("rds"), f"routes of {model}", self._settings.confirm_s)
 
@@ -309,7 +310,7 @@ class Switchboard:
 
     def _take_back(self, model: str) -> None:
         before = self.traffic(model)
-        self._configuration.routes[model] = gateway.render_routes(before, self._settings.timeouts)
+        self._configuration.routes[model] = self._rendered(before)
         self._configuration.write_routes()
         self._configuration.clusters[model] = gateway.render_clusters(before)
         self._configuration.write_clusters()
@@ -324,10 +325,13 @@ class Switchboard:
         """Files may lag behind or run ahead of the state after a crash: they are written anew from it."""
         for model, known in self._models.items():
             self._configuration.clusters[model] = gateway.render_clusters(known)
-            self._configuration.routes[model] = gateway.render_routes(known, self._settings.timeouts)
+            self._configuration.routes[model] = self._rendered(known)
             self._know_addresses(known)
         self._configuration.write_clusters()
         self._configuration.write_routes()
+
+    def _rendered(self, known: ModelTraffic) -> list[Json]:
+        return gateway.render_routes(known, self._settings.timeouts, self._settings.recorder_permille)
 
     def _know_addresses(self, known: ModelTraffic) -> None:
         """Addresses of versions that are gone are kept: their last rows arrive later."""

@@ -17,4 +17,4 @@ class Claim(TaskOperator):
 
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         del context
-        return {"rollout": section(self.policy.rollout)}
+        return {"rollout": section(self.policy.rollout), "traffic_drift": self.policy.golden_set.traffic_drift}

@@ -230,7 +230,7 @@ def job_name(spec: Spec, task_id: str) -> str:
 
 def place_environ() -> dict[str, str]:
     """What a task needs to know about the place that it runs in; set for Airflow by the stack or the deployment."""
-    names = ("PENSTOCK_SUPERVISOR", "PENSTOCK_TRITON", "PENSTOCK_TRITON_PORTS", "PENSTOCK_SANDBOX")
+    names = ("PENSTOCK_SUPERVISOR", "PENSTOCK_TRITON", "PENSTOCK_TRITON_PORTS", "PENSTOCK_SANDBOX", "PENSTOCK_RECORDER_URL")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

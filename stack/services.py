@@ -48,7 +48,14 @@ class Service:
 def table(settings: Settings, keys: Keys) -> dict[str, Service]:
     """All services by name, each after those it needs."""
     airflow = _airflow(settings, keys)
-    services = (_postgres(settings, keys), _mlflow(settings, keys), *airflow, _director(settings, keys), _envoy(settings))
+    services = (
+        _postgres(settings, keys),
+        _mlflow(settings, keys),
+        *airflow,
+        _director(settings, keys),
+        _recorder(settings, keys),
+        _envoy(settings),
+    )
     return {service.name: service for service in services}
 
 
@@ -134,12 +141,25 @@ def _director(settings: Settings, keys: Keys) -> Service:
     gateway = ("--gateway-admin", f"127.0.0.1:{settings.ports.gateway_admin}")
     limits = settings.gateway
     times = ("--timeout-s", f"{limits.request_timeout_ms / 1000:g}", "--per-try-timeout-s", f"{limits.per_try_timeout_ms / 1000:g}")
+    mirrored = ("--recorder-permille", str(settings.recorder.permille))
     return Service(
         name="director",
-        command=(str(settings.python("director")), "-m", "delivery.director", *ports, *gateway, *times),
+        command=(str(settings.python("director")), "-m", "delivery.director", *ports, *gateway, *times, *mirrored),
         ports=("director_http", "director_grpc"),
         variables=variables.director(keys),
         probe=lambda _: _not_ok(f"{settings.director_url}/health"),
+    )
+
+
+def _recorder(settings: Settings, keys: Keys) -> Service:
+    ports = ("--http-port", str(settings.ports.recorder_http), "--grpc-port", str(settings.ports.recorder_grpc))
+    limits = ("--rows-kept", str(settings.recorder.rows_kept), "--pairs-per-s", str(settings.recorder.pairs_per_s))
+    return Service(
+        name="recorder",
+        command=(str(settings.python("rollout")), "-m", "delivery.recorder", *ports, *limits),
+        ports=("recorder_http", "recorder_grpc"),
+        variables=variables.recorder(settings, keys),
+        probe=lambda _: _not_ok(f"{settings.recorder_url}/health"),
     )
 
 
@@ -160,7 +180,12 @@ def _envoy(settings: Settings) -> Service:
 def _write_bootstrap(settings: Settings, path: Path) -> None:
     ports = settings.ports
     write_bootstrap(
-        path, files=settings.data / "envoy", port=ports.gateway, admin_port=ports.gateway_admin, director_grpc_port=ports.director_grpc
+        path,
+        files=settings.data / "envoy",
+        port=ports.gateway,
+        admin_port=ports.gateway_admin,
+        director_grpc_port=ports.director_grpc,
+        recorder_ports=(ports.recorder_http, ports.recorder_grpc),
     )
 
 

@@ -34,6 +34,8 @@ class Ports:
     airflow: int
     director_http: int
     director_grpc: int
+    recorder_http: int
+    recorder_grpc: int
     gateway: int
     gateway_admin: int
     triton_first: int
@@ -77,6 +79,20 @@ class Gateway:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recorder:
+    """What is kept of users' requests, and how often both versions are asked; see `delivery.recorder`."""
+
+    permille: int
+    rows_kept: int
+    pairs_per_s: int
+
+    def __post_init__(self) -> None:
+        _need(0 <= self.permille <= 1000, "recorder.permille must be from 0 to 1000")
+        _need(1 <= self.rows_kept <= 1_000_000, "recorder.rows_kept must be from 1 to 1000000")
+        _need(1 <= self.pairs_per_s <= 1000, "recorder.pairs_per_s must be from 1 to 1000")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """`state` and `policies` are absolute; the folder layout below `state` is fixed (see the properties)."""
 
@@ -84,6 +100,7 @@ class Settings:
     ports: Ports
     airflow: Airflow
     gateway: Gateway
+    recorder: Recorder
     policies: Path = ROOT / "dags" / "policies"
 
     def __post_init__(self) -> None:
@@ -125,6 +142,10 @@ class Settings:
         return f"http://127.0.0.1:{self.ports.director_http}"
 
     @property
+    def recorder_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.recorder_http}"
+
+    @property
     def gateway_address(self) -> str:
         """Host and port of the gateway, for HTTP and gRPC alike."""
         return f"127.0.0.1:{self.ports.gateway}"
@@ -140,7 +161,7 @@ class Settings:
         return self.environment(environment) / "bin" / "python"
 
 
-SECTIONS: Mapping[str, type[Any]] = {"ports": Ports, "airflow": Airflow, "gateway": Gateway}
+SECTIONS: Mapping[str, type[Any]] = {"ports": Ports, "airflow": Airflow, "gateway": Gateway, "recorder": Recorder}
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:

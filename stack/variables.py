@@ -77,6 +77,10 @@ def director(keys: Keys) -> dict[str, str]:
     return {"PENSTOCK_DIRECTOR_TOKEN": keys.director_token}
 
 
+def recorder(settings: Settings, keys: Keys) -> dict[str, str]:
+    return {"PENSTOCK_DIRECTOR_URL": settings.director_url, **director(keys)}
+
+
 def airflow(settings: Settings, keys: Keys) -> dict[str, str]:
     """All four components of Airflow share one environment; `penstock` variables in it reach operators and plugins."""
     sections = {**_airflow_core(settings), **_airflow_timing(), **_airflow_secrets(settings, keys)}
@@ -85,6 +89,7 @@ def airflow(settings: Settings, keys: Keys) -> dict[str, str]:
         **{f"AIRFLOW__{name}": value for name, value in sections.items()},
         **triton(settings),
         "PENSTOCK_RUNTIME": "process",
+        "PENSTOCK_RECORDER_URL": settings.recorder_url,
         "PENSTOCK_AIRFLOW_URL": settings.airflow_url,
         "PENSTOCK_AIRFLOW_USER": WEBHOOK_USER,
         "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_webhook_password,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from delivery.director_client import (
@@ -21,8 +21,12 @@ from delivery.director_client import (
 )
 from delivery.order_book import Journal, OrderBook
 from delivery.orders import Order
+from delivery.paired import NEWEST
+from delivery.pairs import Pair
+from delivery.recorder_client import Page
 from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, NotAllowed, Unknown, may_release, mirror_ttl, renewed, taken
 from delivery.triton import Server
+from validation.paired import COMPARED
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
 
@@ -227,3 +231,37 @@ class FakeServers:
 def backend(version: int) -> Backend:
     """A made-up server of a version, with addresses that no other version has."""
     return Backend(version=version, http=f"127.0.0.1:{20_000 + 2 * version}", grpc=f"127.0.0.1:{20_001 + 2 * version}")
+
+
+def pair(number: int = 0, **changes: Any) -> dict[str, Any]:
+    """A row as the recorder tells it: v1 and v2 agree, unless `changes` say otherwise."""
+    made = Pair(**{"unix_s": 0.0, "stable": 1, "candidate": 2, "state": COMPARED, "flipped": False, "difference": 0.0, **changes})
+    return {"number": number, **asdict(made)}
+
+
+@dataclass(kw_only=True)
+class FakeRecorder:
+    """The recorder's client without a recorder: every call brings `per_look` more pairs. `restarts_at` begins anew with that pair."""
+
+    makes: Callable[[int], dict[str, Any]] = pair
+    per_look: int = 30
+    restarts_at: int | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    made: int = 0
+
+    def pairs(self, model: str, after: int = 0) -> Page:
+        page = Page(epoch=self._epoch, last=len(self.rows), rows=tuple(row for row in self.rows if row["number"] > after))
+        if not page.rows and after < NEWEST:
+            self._more()
+        return page
+
+    @property
+    def _epoch(self) -> str:
+        return "after" if self.restarts_at is not None and self.made >= self.restarts_at else "before"
+
+    def _more(self) -> None:
+        for _ in range(self.per_look):
+            self.made += 1
+            if self.made == self.restarts_at:
+                self.rows.clear()
+            self.rows.append({**self.makes(self.made), "number": len(self.rows) + 1})

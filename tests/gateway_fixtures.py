@@ -115,23 +115,27 @@ class Process:
 class Stack:
     """Envoy and its director on ports of their own."""
 
-    def __init__(self, folder: Path, *, ttl_s: float = 5.0, clock: Path | None = None) -> None:
-        """The director's wall clock runs ahead by the seconds in the file `clock`, once there is one."""
-        names = ("gateway", "admin", "http", "grpc")
+    def __init__(self, folder: Path, *, ttl_s: float = 5.0, clock: Path | None = None, recorder_permille: int = 0) -> None:
+        """The director's wall clock runs ahead by the seconds in the file `clock`, once there is one. Who wants a recorder starts it."""
+        names = ("gateway", "admin", "http", "grpc", "recorder_http", "recorder_grpc")
         self.port = {name: free_port() for name in names}
         self.files = folder / "data" / "envoy"
         self.state = folder / "data" / "director" / "state.json"
         bootstrap = folder / "envoy.json"
         ports = {"port": self.port["gateway"], "admin_port": self.port["admin"], "director_grpc_port": self.port["grpc"]}
-        write_bootstrap(bootstrap, files=self.files, access_log=folder / "access.json", **ports)
+        recorder_ports = (self.port["recorder_http"], self.port["recorder_grpc"])
+        write_bootstrap(bootstrap, files=self.files, access_log=folder / "access.json", recorder_ports=recorder_ports, **ports)
         flags = f"--concurrency 1 --disable-hot-restart --reject-unknown-dynamic-fields --log-path {folder}/envoy.log"
         self.envoy = Process(f"{envoy_binary()} -c {bootstrap} {flags}", folder / "envoy.out")
         listen = f"--http-port {self.port['http']} --grpc-port {self.port['grpc']} --gateway-admin 127.0.0.1:{self.port['admin']}"
-        times = f"--split-ttl-s {ttl_s}"
+        times = f"--split-ttl-s {ttl_s} --recorder-permille {recorder_permille}"
         environ = {"PENSTOCK_STATE": str(folder), "PENSTOCK_DIRECTOR_TOKEN": TOKEN}
         program = "-m delivery.director" if clock is None else f"-c {shlex.quote(WITH_ANOTHER_CLOCK.format(clock=str(clock)))}"
         self.director = Process(f"{sys.executable} {program} {listen} {times}", folder / "director.log", **environ)
         self._environ = {**os.environ, **environ}
+        listen = f"--http-port {recorder_ports[0]} --grpc-port {recorder_ports[1]} --pairs-per-s 1000"
+        environ |= {"PENSTOCK_DIRECTOR_URL": self.director_url}
+        self.recorder = Process(f"{sys.executable} -m delivery.recorder {listen}", folder / "recorder.log", **environ)
         self.client = Director(self.director_url, TOKEN)
 
     @property
@@ -163,6 +167,7 @@ class Stack:
     def stop(self) -> None:
         self.director.stop()
         self.envoy.stop()
+        self.recorder.stop()
         self.client.close()
 
     def runtime(self) -> dict[str, str]:
@@ -171,7 +176,7 @@ class Stack:
 
     def clusters(self) -> set[str]:
         page = httpx.get(f"http://127.0.0.1:{self.port['admin']}/clusters?format=json").json()
-        return {each["name"] for each in page["cluster_statuses"]} - {"director"}
+        return {each["name"] for each in page["cluster_statuses"]} - {"director", "recorder-http", "recorder-grpc"}
 
     def _health(self) -> str:
         try:

@@ -249,3 +249,15 @@ def test_the_distribution_can_be_checked_too(files, capsys):
     assert "1 expectations of the suite hold" in printed
     (files.folder / "own.json").unlink()
     assert files(gate="distribution", policy="own.toml") == 64
+
+
+def test_traffic_is_compared_when_a_sample_is_given(files, capsys):
+    """With the policy's `traffic_drift`, a sample like the golden rows passes, another fails, and none is inconclusive."""
+    policy = POLICY.replace("min_rows = 600", "min_rows = 600\ntraffic_drift = true")
+    (files.folder / "irises.toml").write_text(policy)
+    for name, values in (("alike", files.rows.inputs), ("moved", files.rows.inputs * 3 + 5)):
+        column = pa.FixedSizeListArray.from_arrays(values.reshape(-1), 4)
+        pq.write_table(pa.table({"X": column}), files.folder / f"{name}.parquet")
+    assert [files("--traffic", str(files.folder / f"{name}.parquet")) for name in ("alike", "moved")] == [0, 1]
+    assert "traffic_X[0]_ks" in capsys.readouterr().out
+    assert (files(), files("--traffic", str(files.folder / "golden.toml"))) == (2, 64)

@@ -285,6 +285,12 @@ def test_disagreements_are_counted_as_failures_are():
     assert (finding.outcome, "pairs of answers differ" in finding.why) == (below(rows).outcome, True)
 
 
+def test_a_version_that_answers_everything_otherwise_is_failed():
+    """All pairs differ: one long burst is no burst that chance explains."""
+    finding = disagreement_below(name="flips", disagreed=np.ones(50, bool), limit=0.1, exclude=0.3, false_alarm=0.001, miss=0.05)
+    assert finding.outcome is Outcome.FAILED
+
+
 @pytest.mark.parametrize(("shift", "outcome"), [(0.0, Outcome.PASSED), (0.2, Outcome.FAILED), (-0.2, Outcome.FAILED)])
 def test_a_shift_of_scores_is_seen_in_either_direction(shift, outcome):
     """2,000 pairs with a spread of 0.1 show a mean shift of 0.2 and exclude one of 0.05."""

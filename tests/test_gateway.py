@@ -107,6 +107,21 @@ def test_mirror_is_there_only_with_a_share():
     assert policies == [[], [{"cluster": "digits--v2--http", "runtime_fraction": share}]]
 
 
+def test_every_stable_model_is_recorded_by_the_setting():
+    """The recorder's mirror stands on the routes of everybody, beside the candidate's, never on those of testers; 0 takes it off."""
+    mirrors = {
+        permille: {
+            each["name"]: [mirror["cluster"] for mirror in each["route"].get("request_mirror_policies", [])]
+            for each in gateway.render_routes(replace(ROLLOUT, shadow_permille=250), gateway.Timeouts(), permille)
+            if "route" in each
+        }
+        for permille in (0, 100)
+    }
+    assert [mirrors[each]["digits-http"] for each in (0, 100)] == [["digits--v2--http"], ["digits--v2--http", "recorder-http"]]
+    assert mirrors[100]["digits-grpc"][-1] == "recorder-grpc"
+    assert mirrors[100]["digits-http-v2"] == []
+
+
 def test_nothing_stable_is_said():
     """A model without a stable version answers 404 with the reason, and has a route to its candidate for those alone who pin it."""
     rendered = routes(ModelTraffic(model="digits", candidate=backend(1)))

@@ -9,6 +9,7 @@ from whole_findings import expected, in_full
 
 from validation import golden_quality
 from validation.contract import Outcome
+from validation.drift import sketch_batches
 from validation.golden_quality import (
     DAY_S,
     Duplicates,
@@ -21,6 +22,7 @@ from validation.golden_quality import (
     telling_places,
     young_enough,
 )
+from validation.traffic_sample import Traffic
 
 TABLES = hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 3)), elements=st.integers(0, 3).map(float))
 
@@ -272,6 +274,14 @@ def aged(days, limit=30.0):
     return young_enough({"written_unix_s": -days * DAY_S}, limit, now_unix_s=0)
 
 
+NORMAL = np.random.default_rng(0).normal(size=(3000, 1))
+
+
+def traffic(rows):
+    """A sample whose rows are normal and came at 0."""
+    return Traffic(rows=rows, newest_unix_s=0.0, sketches=sketch_batches([{"X": np.random.default_rng(1).normal(size=(rows, 1))}]))
+
+
 WHOLE = {
     "enough rows": lambda: enough_rows(500, 500),
     "a row too few": lambda: enough_rows(499, 500),
@@ -288,7 +298,11 @@ WHOLE = {
     "of tomorrow": lambda: aged(-1.0),
     "of the future": lambda: aged(-1.5),
     "of no known age": lambda: young_enough({"written_unix_s": None}, 30.5),
-    "like traffic": golden_quality.like_traffic,
+    "like traffic": lambda: golden_quality.like_traffic(None, ()),
+    "like few rows of traffic": lambda: golden_quality.like_traffic(traffic(99), (), now_unix_s=0.0),
+    "like old traffic": lambda: golden_quality.like_traffic(traffic(5000), (), now_unix_s=7.5 * 86_400),
+    "like traffic that is like it": lambda: golden_quality.like_traffic(traffic(5000), [{"X": NORMAL}], now_unix_s=0.0),
+    "like traffic that is not": lambda: golden_quality.like_traffic(traffic(5000), [{"X": 3 * NORMAL}], now_unix_s=0.0),
 }
 
 

@@ -20,6 +20,7 @@ from validation.answers import predicted
 from validation.contract import BadSpec, Outcome, Spec, Stable, worst
 from validation.parity import rows_flipped, rows_outside
 from validation.policy import GoldenSet, parse
+from validation.traffic_sample import NO_STABLE
 
 ACCURACY = {"name": "accuracy", "at_least": 0.85, "within_training": 0.005, "not_worse_than_stable": 0.02}
 LIMITS = {"min_rows": 500, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 1, "metrics": [ACCURACY]}
@@ -29,7 +30,7 @@ LIMITS = {"min_rows": 500, "atol": 1e-4, "rtol": 1e-3, "rows_outside_permille": 
 def gate(tmp_path):
     """Runs the gate on a made bundle and returns its findings by name."""
 
-    def run(stable=None, limits=None, **parts):
+    def run(stable=None, limits=None, inputs=None, **parts):
         spec = Spec(
             task="golden_set",
             model=MODEL,
@@ -39,6 +40,7 @@ def gate(tmp_path):
             bundle=make_bundle(Path(tempfile.mkdtemp(dir=tmp_path)), **parts),
             stable=stable and Stable(version=1, bundle=stable),
             limits=limits or LIMITS,
+            inputs=inputs or {},
         )
         decision = golden_set.run(spec, tmp_path)
         run.outputs = decision.outputs
@@ -383,8 +385,10 @@ def test_age_is_judged_when_the_policy_asks(gate):
     assert gate(limits=limits)["golden_age"].outcome is Outcome.INCONCLUSIVE
 
 
-def test_likeness_to_traffic_cannot_be_passed_yet(gate):
-    """A policy that asks for what nobody measures is told so."""
+def test_likeness_to_traffic_needs_a_sample(gate):
+    """A policy that asks for what nobody recorded is told so; only where no version ever served there is nothing to be like."""
+    none_yet = {"inputs": {"traffic_absent": NO_STABLE}}
+    assert gate(limits={**LIMITS, "traffic_drift": True}, **none_yet)["golden_traffic_drift"].outcome is Outcome.PASSED
     finding = gate(limits={**LIMITS, "traffic_drift": True})["golden_traffic_drift"]
     assert finding.outcome is Outcome.INCONCLUSIVE
     assert "traffic_drift to false" in finding.advice

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from airflow_home import ROOT
-from fakes import NoJournal
+from fakes import FakeRecorder, NoJournal, pair
 
 from delivery import rollback_sensor, rollout, shadow, traffic_shift
 from delivery.director_client import DirectorUnreachable, LeaseHeld, LeaseLost, Mirrored, ModelView, OrdersView, Row, Rows, SplitView
@@ -122,6 +122,9 @@ def spec(task: str = "rollback_sensor", *, max_seconds: float = 5.0, permille: i
 
 def run(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: Any = rollback_sensor, **changes: Any) -> Decision:
     monkeypatch.setattr(task.Director, "from_env", lambda: gateway)
+    if task is shadow:
+        recorder = changes.pop("recorder", FakeRecorder())
+        monkeypatch.setattr(task.Recorder, "from_env", lambda: recorder)
     return task.run(spec(**changes), tmp_path)
 
 
@@ -279,7 +282,7 @@ def test_a_mirror_is_judged_by_the_candidates_own_endpoints(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gateway: Gateway, expected: Outcome
 ) -> None:
     """Mirrored requests pass, fail or leave it open by counters; counters that fall are no evidence; the mirror is always off after."""
-    decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=0.3)
+    decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=0.3 if expected is Outcome.INCONCLUSIVE else 10.0)
     assert (outcome(decision), gateway.mirror) == (expected, 0)
 
 
@@ -298,6 +301,28 @@ def test_a_mirror_outlives_a_short_absence_of_the_director(monkeypatch: pytest.M
     gateway.unreachable = {2, 3}
     decision = run(gateway, monkeypatch, tmp_path, shadow, max_seconds=5.0)
     assert (outcome(decision), gateway.mirror) == (Outcome.PASSED, 0)
+
+
+@pytest.mark.parametrize(
+    ("recorder", "expected", "said"),
+    [
+        (FakeRecorder(makes=lambda i: pair(flipped=i % 20 == 0)), Outcome.PASSED, "paired_disagreement"),
+        (FakeRecorder(restarts_at=40), Outcome.PASSED, "paired_requests"),
+        (FakeRecorder(makes=lambda i: pair(flipped=i % 2 == 0)), Outcome.FAILED, "paired_disagreement"),
+        (FakeRecorder(makes=lambda i: pair(state="candidate_silent", why="candidate: UNAVAILABLE")), Outcome.FAILED, "paired_disagreement"),
+        (FakeRecorder(makes=lambda i: pair(state="unfinite" if i == 9 else "compared")), Outcome.FAILED, "paired_finite"),
+        (FakeRecorder(makes=lambda i: pair(candidate=3)), Outcome.INCONCLUSIVE, "paired_requests"),
+        (None, Outcome.INCONCLUSIVE, "paired_requests"),
+    ],
+)
+def test_a_mirror_is_judged_by_pairs_of_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recorder: FakeRecorder | None, expected: Outcome, said: str
+) -> None:
+    """A few percent of other answers pass, many or one NaN fail; another version's pairs, or no recorder, leave it open."""
+    max_seconds = 0.3 if expected is Outcome.INCONCLUSIVE else 10.0
+    decision = run(Gateway(), monkeypatch, tmp_path, shadow, max_seconds=max_seconds, recorder=recorder)
+    assert outcome(decision) == expected
+    assert said in {each.name for each in decision.findings if each.outcome == expected}
 
 
 def test_a_director_that_stays_away_ends_the_mirrors_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from validation.__main__ import MODULES
-from validation.contract import EXIT_BAD_SPEC, SOURCE_ABSENT, BadSpec, Finding, Outcome, Spec, Stable, Verdict, run_task
+from validation.contract import EXIT_BAD_SPEC, SOURCE_ABSENT, BadSpec, Finding, Outcome, Spec, Stable, Verdict, run_task, sha256
 from validation.policy import BadPolicy, Distribution, GoldenSet, is_model_name, parse, section
 
 EXIT_CODES = {Outcome.PASSED: 0, Outcome.FAILED: 1, Outcome.INCONCLUSIVE: 2}
@@ -122,9 +122,24 @@ def _spec(options: argparse.Namespace, folder: Path) -> Spec:
         bundle=make_bundle(files, name, folder / "candidate"),
         stable=stable,
         limits=section(limits) | _suite(limits, options.policy),
-        inputs={SOURCE_ABSENT: True},
+        inputs={SOURCE_ABSENT: True} | _traffic(options, Path(folder)),
         seed=options.seed,
     )
+
+
+def _traffic(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """The sample's sketch as `claim` would put it out."""
+    path: Path | None = getattr(options, "traffic", None)
+    if path is None:
+        return {"traffic_absent": "no --traffic was given"}
+    from validation.traffic_sample import sketch_sample
+
+    try:
+        data = sketch_sample(path.read_bytes(), newest_unix_s=path.stat().st_mtime).to_json()
+    except OSError as error:
+        raise BadSpec(f"the sample of traffic {path} cannot be read: {error}") from error
+    (folder / "traffic.json").write_bytes(data)
+    return {"traffic_uri": (folder / "traffic.json").as_uri(), "traffic_sha256": sha256(data)}
 
 
 def _suite(limits: Any, policy: Path) -> dict[str, Any]:
@@ -186,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     gates = checks.add_subparsers(dest="gate", required=True, metavar="gate")
     for gate in SECTIONS:
         _add_files(gates.add_parser(gate, help=f"the gate {gate}"))
+    gates.choices["golden_set"].add_argument("--traffic", type=Path, help="parquet: what users sent of late, a column for each input")
     return parser
 
 

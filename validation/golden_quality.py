@@ -8,22 +8,26 @@ The gate `golden_set` calls it. What is wrong here is the golden set's fault and
 | golden_duplicates    | rows whose inputs stood there before are within the policy's share                                  |
 | golden_leakage       | no input value alone determines the label                                                           |
 | golden_age           | written no longer ago than the policy allows (when it sets `max_age_days`)                          |
-| golden_traffic_drift | resembles recent traffic (when the policy asks for it): never passed yet, because none is recorded  |
+| golden_traffic_drift | its inputs have not drifted from recent traffic (when the policy asks for it; `validation.drift`)    |
+| traffic_<...>        | the comparisons with traffic that do not hold                                                       |
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from validation.contract import Finding
+from validation.contract import Finding, Outcome
+from validation.drift import drift, sketch_batches
 from validation.findings import failed, inconclusive, passed
 from validation.parity import is_float, is_text
 from validation.sampling import mixed, word_hashes
+from validation.traffic_sample import Traffic
 
 DISTINCT = 200_000
 """Hashes of rows that are kept at once; beyond it every second value of the hash is dropped, again and again."""
@@ -38,6 +42,10 @@ LEAK_ROWS = 5_000
 RARE_ROWS = 20
 """Fewer rows than this without the commonest label separate by chance."""
 
+TRAFFIC_ROWS, TRAFFIC_DAYS = 100, 7
+"""A sample of traffic that is smaller, or whose newest row is older, is none."""
+
+TRAFFIC_SHOWN = 20
 DAY_S = 86_400.0
 Arrays = Mapping[str, np.ndarray]
 
@@ -260,7 +268,33 @@ def young_enough(golden_set: Mapping[str, Any], max_age_days: float, now_unix_s:
     return passed(name, why, **details) if age_days <= max_age_days else failed(name, why, advice="make a newer golden set", **details)
 
 
-def like_traffic() -> Finding:
-    """What a policy's `traffic_drift` asks for cannot be shown before production traffic is recorded."""
-    why = "the policy asks that the golden set resemble recent traffic, and no traffic is recorded"
-    return inconclusive("golden_traffic_drift", why, "set golden_set.traffic_drift to false until this stack records traffic")
+def like_traffic(
+    traffic: Traffic | None, batches: Iterable[Arrays], *, absent: str = "", now_unix_s: float | None = None
+) -> Iterator[Finding]:
+    """Do the golden inputs (`batches`) look like what users asked of late? First all in one finding, then the claims that do not hold."""
+    name = "golden_traffic_drift"
+    if traffic is None:
+        why = (
+            f"the policy asks that the golden set resemble recent traffic, and there is no sample of it: {absent or 'nobody recorded any'}"
+        )
+        advice = "let the recorder see traffic first ([recorder] in settings.toml), or set golden_set.traffic_drift to false"
+        yield inconclusive(name, why, advice)
+        return
+    age_days = ((time.time() if now_unix_s is None else now_unix_s) - traffic.newest_unix_s) / DAY_S
+    if traffic.rows < TRAFFIC_ROWS or not -1 <= age_days <= TRAFFIC_DAYS:
+        why = f"the sample of traffic has {traffic.rows} rows and is {age_days:.1f} days old"
+        advice = f"wait for {TRAFFIC_ROWS} rows of requests that are at most {TRAFFIC_DAYS} days old"
+        yield inconclusive(name, why, advice, observed=float(traffic.rows), limit=float(TRAFFIC_ROWS), n=traffic.rows)
+        return
+    yield from _drifted(name, drift(traffic.sketches, sketch_batches(batches, traffic.sketches)), traffic.rows)
+
+
+def _drifted(name: str, found: Sequence[Finding], rows: int) -> Iterator[Finding]:
+    bad = sorted((each for each in found if each.outcome is not Outcome.PASSED), key=lambda each: -each.outcome)
+    worst = bad[0].outcome if bad else Outcome.PASSED
+    why = f"{len(bad)} of {len(found)} comparisons with {rows} rows of recent traffic do not hold" + (
+        f", first {bad[0].name}" if bad else ""
+    )
+    advice = "make a golden set of what users ask now" if bad else None
+    yield Finding(name=name, outcome=worst, why=why, observed=float(len(bad)), limit=0.0, n=rows, advice=advice)
+    yield from (replace(each, name=f"traffic_{each.name}") for each in bad[:TRAFFIC_SHOWN])

@@ -25,7 +25,7 @@ import numpy as np
 
 from validation import golden_quality
 from validation.bundle import OpenBundle, read_bundle
-from validation.contract import SOURCE_ABSENT, BadSpec, Decision, Finding, Spec
+from validation.contract import SOURCE_ABSENT, BadSpec, Decision, Finding, Spec, download
 from validation.findings import failed, inconclusive, passed
 from validation.golden_rows import GoldenRows, read_probes
 from validation.golden_walk import Seen, walk
@@ -34,6 +34,7 @@ from validation.onnx_model import ModelFault, OnnxModel, row_count
 from validation.parity import Count, form_findings, holds, names_classes, rows_flipped, rows_outside, rows_unfinite, share
 from validation.policy import BadPolicy, GoldenSet, parse
 from validation.scoring import Exam, limit_name, metric_findings, numbers
+from validation.traffic_sample import LIMIT_BYTES, NO_STABLE, Traffic
 
 PROBE_ROWS = 1024
 BATCH_ANSWER_BYTES = 64 << 20
@@ -76,7 +77,7 @@ def _findings(bundle: OpenBundle, limits: GoldenSet, spec: Spec, report: Report)
     """In order; what follows a model that cannot answer, or answers in another form, has no meaning and is left out."""
     golden = GoldenRows(bundle)
     yield golden_quality.enough_rows(golden.rows, limits.min_rows)
-    yield from _about_the_set(bundle, limits)
+    yield from _about_the_set(bundle, golden, limits, spec)
     if golden.rows == 0:
         return
     try:
@@ -90,11 +91,31 @@ def _findings(bundle: OpenBundle, limits: GoldenSet, spec: Spec, report: Report)
         yield failed(fault.name, str(fault))
 
 
-def _about_the_set(bundle: OpenBundle, limits: GoldenSet) -> Iterator[Finding]:
+def _about_the_set(bundle: OpenBundle, golden: GoldenRows, limits: GoldenSet, spec: Spec) -> Iterator[Finding]:
     if limits.max_age_days is not None:
         yield golden_quality.young_enough(bundle.manifest.golden_set, limits.max_age_days)
     if limits.traffic_drift:
-        yield golden_quality.like_traffic()
+        yield from _about_traffic(golden, spec)
+
+
+def _about_traffic(golden: GoldenRows, spec: Spec) -> Iterator[Finding]:
+    absent = str(spec.inputs.get("traffic_absent", ""))[:200]
+    if spec.stable is None and absent == NO_STABLE:
+        yield passed("golden_traffic_drift", "skipped: no version is stable yet, so nobody's traffic can be like the golden set")
+        return
+    inputs = (each.inputs for each in golden.batches(golden.batch_rows))
+    yield from golden_quality.like_traffic(_traffic(spec.inputs), inputs, absent=absent)
+
+
+def _traffic(inputs: Mapping[str, Any]) -> Traffic | None:
+    """The sketch whose address `claim` put out, if it made one."""
+    uri, digest = inputs.get("traffic_uri"), inputs.get("traffic_sha256")
+    if not uri:
+        return None
+    try:
+        return Traffic.from_json(download(str(uri), str(digest), limit_bytes=LIMIT_BYTES))
+    except ValueError as error:
+        raise BadSpec(f"inputs: {error}") from error
 
 
 @dataclass(kw_only=True)

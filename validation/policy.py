@@ -245,17 +245,43 @@ class LatencyBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Shadow:
+    """A mirror of so much of the traffic, and what its answers must show.
+
+    Of the requests that both versions answered at most the share `disagreement` may differ, and `exclude_disagreement` must be excluded;
+    labels and greatest scores flip, numbers differ beyond `number_tolerance`. `score_shift`: how far scores from -1 to 1 may move on
+    average. `min_pairs` = 0 compares no answers.
+    """
+
     permille: int
     min_seconds: float
     max_seconds: float
     min_requests: int
     exclude_error_rate: float
+    min_pairs: int = 50
+    disagreement: float = 0.1
+    exclude_disagreement: float = 0.3
+    number_tolerance: float | None = None
+    score_shift: float | None = None
+    exclude_score_shift: float | None = None
 
     def __post_init__(self) -> None:
         _within(self.permille, 1, 1000, "shadow.permille")
         _dwell(self.min_seconds, self.max_seconds, "shadow")
         _within(self.min_requests, 1, math.inf, "shadow.min_requests")
         _within(self.exclude_error_rate, 0, 1, "shadow.exclude_error_rate", open_low=True)
+        self._compared()
+
+    def _compared(self) -> None:
+        _within(self.min_pairs, 0, 1_000_000, "shadow.min_pairs")
+        _within(self.disagreement, 0, 1, "shadow.disagreement", open_low=True, open_high=True)
+        _within(self.exclude_disagreement, self.disagreement, 1, "shadow.exclude_disagreement", open_low=True, open_high=True)
+        if self.number_tolerance is not None:
+            _within(self.number_tolerance, 0, math.inf, "shadow.number_tolerance")
+        both = (self.score_shift is None) == (self.exclude_score_shift is None)
+        _need(both, "shadow.score_shift and shadow.exclude_score_shift: give both or none")
+        if self.score_shift is not None and self.exclude_score_shift is not None:
+            _within(self.score_shift, 0, 1, "shadow.score_shift", open_low=True, open_high=True)
+            _within(self.exclude_score_shift, self.score_shift, 1, "shadow.exclude_score_shift", open_low=True, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,9 @@ from conformance.cases_files import with_manifest
 from conformance.material import Material, binary, healthy, regression
 from made_bundles import CLASSES, answers, classifier, weights
 
+from validation.drift import sketch_batches
+from validation.traffic_sample import Traffic
+
 METRICS, SLICES, GOLDEN = "Metrics", "Slices", "The golden set itself"
 PLAIN = "Nothing wrong"
 
@@ -368,6 +371,62 @@ def _age_future(material: Material) -> None:
 )
 def _traffic_unknown(material: Material) -> None:
     material.limits["traffic_drift"] = True
+
+
+def traffic(material: Material, values: Any, *, days: float = 0.0, name: str = "X") -> None:
+    """What users sent of late, as `claim` sketches it."""
+    material.limits["traffic_drift"] = True
+    sketches = sketch_batches([{name: values}])
+    material.traffic = Traffic(rows=len(values), newest_unix_s=time.time() - days * 86_400, sketches=sketches).to_json()
+
+
+@case(GOLDEN, "traffic-alike", "nothing; users send what the golden set has", "passed: golden_traffic_drift")
+def _traffic_alike(material: Material) -> None:
+    traffic(material, material.inputs["X"][::-1])
+
+
+@case(GOLDEN, "traffic-moved", "users send other values than the golden set has", "failed: golden_traffic_drift")
+def _traffic_moved(material: Material) -> None:
+    traffic(material, material.inputs["X"] * 3 + 5)
+
+
+@case(GOLDEN, "traffic-constant", "users leave a feature at one value that varies in the golden set", "failed: golden_traffic_drift")
+def _traffic_constant(material: Material) -> None:
+    values = material.inputs["X"].copy()
+    values[:, 2] = 0.0
+    traffic(material, values)
+
+
+@case(GOLDEN, "traffic-few", "fifty rows of traffic were recorded", "inconclusive: golden_traffic_drift")
+def _traffic_few(material: Material) -> None:
+    traffic(material, material.inputs["X"][:50])
+
+
+@case(GOLDEN, "traffic-old", "the newest recorded request is a month old", "inconclusive: golden_traffic_drift")
+def _traffic_old(material: Material) -> None:
+    traffic(material, material.inputs["X"], days=30)
+
+
+@case(GOLDEN, "traffic-future", "the recorded requests come from next month", "inconclusive: golden_traffic_drift")
+def _traffic_future(material: Material) -> None:
+    traffic(material, material.inputs["X"], days=-30)
+
+
+@case(GOLDEN, "traffic-renamed", "users send an input of another name", "failed: golden_traffic_drift")
+def _traffic_renamed(material: Material) -> None:
+    traffic(material, material.inputs["X"], name="Y")
+
+
+@case(GOLDEN, "traffic-no-columns", "the sketch of traffic has rows and no column", "inconclusive: golden_traffic_drift")
+def _traffic_no_columns(material: Material) -> None:
+    material.limits["traffic_drift"] = True
+    material.traffic = Traffic(rows=5000, newest_unix_s=time.time(), sketches={}).to_json()
+
+
+@case(GOLDEN, "traffic-torn", "the sketch of traffic is cut off", "exit 64")
+def _traffic_torn(material: Material) -> None:
+    traffic(material, material.inputs["X"])
+    material.traffic = (material.traffic or b"")[:-20]
 
 
 __all__ = ["healthy"]

@@ -53,6 +53,7 @@ class Material:
     without_probes: bool = False
     manifest: dict[str, Any] = field(default_factory=dict)
     stable: Material | None = None
+    traffic: bytes | None = None  # the sketch that `claim` put out
     spec: dict[str, Any] = field(default_factory=dict)
     spoil: list[Callable[[Path], Any]] = field(default_factory=list)
     repack: Callable[[list[Member]], list[Member]] | None = None
@@ -183,6 +184,9 @@ def _spec(material: Material, folder: Path) -> Spec | str:
     }
     if material.stable is not None:
         fields["stable"] = Stable(version=1, bundle=_bundle(material.stable, folder / "stable"))
+    if material.traffic is not None:
+        (folder / "traffic.json").write_bytes(material.traffic)
+        fields["inputs"] = {"traffic_uri": (folder / "traffic.json").as_uri(), "traffic_sha256": sha256(material.traffic)}
     raw = material.spec.get("raw")
     if raw is None:
         return Spec(**{**fields, **material.spec})
