@@ -269,6 +269,16 @@ def test_without_both_sides_there_is_no_comparison(candidate, stable):
     assert against(served(candidate), served(stable)).outcome is Outcome.INCONCLUSIVE
 
 
+@given(ours=ROWS.filter(len), theirs=ROWS.filter(len))
+@settings(max_examples=60, deadline=None)
+def test_any_two_versions_can_be_compared(ours, theirs):
+    """However few requests, however many of them failed: a finding with an interval around what was seen, and no crash."""
+    finding = against(served(~ours), served(~theirs))
+    assert -1 <= finding.interval[0] <= finding.interval[1] <= 1
+    if len(ours) < 20:
+        assert finding.outcome is not Outcome.PASSED
+
+
 def test_times_that_cannot_be_read_are_no_evidence():
     """A clock that goes backwards, or is not a number, passes nothing."""
     good = served([True] * 5000)

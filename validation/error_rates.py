@@ -347,10 +347,10 @@ def _evidence_of_rise(beside: _Beside, rise: float) -> Floats:
     """Log of the least evidence, in each row, against any rate of stable's with the candidate's at most `rise` above it.
 
     In a cell the candidate is held against its upper edge and stable against its lower one: that is evidence against every rate between.
-    Stable's counts as much less as its bursts were long.
+    Stable's counts as much less as its bursts were long. A fall that would leave the candidate a rate below zero is excluded by itself.
     """
     pieces = [beside[start : start + PIECE] for start in range(0, len(beside.bursts), PIECE)]
-    return np.concatenate([_evidence_in_cells(piece, rise).min(axis=1) for piece in pieces])
+    return np.concatenate([_evidence_in_cells(piece, rise).min(axis=1, initial=np.inf) for piece in pieces])
 
 
 def _evidence_in_cells(beside: _Beside, rise: float) -> Floats:
