@@ -28,6 +28,7 @@ from stack.services import Service, airflow_command, servers, table
 from stack.settings import ROOT, Settings
 
 POLL_S = 0.1
+WEBHOOK_S = 60.0
 GLIBC_NEEDED = (2, 35)  # Triton's wheel is built for it
 
 
@@ -251,7 +252,20 @@ def _migration(settings: Settings, keys: Keys) -> str:
 
 
 def _register(settings: Settings, keys: Keys) -> None:
-    try:
-        webhook.register(settings, keys)
-    except httpx.HTTPError as error:
-        raise NotUp(f"MLflow does not take the webhook: {error}. See {settings.logs / 'mlflow.log'}") from error
+    """Waits for what comes in its place: a registry killed a moment ago may have answered with its last breath that it is ready."""
+    end_s = time.monotonic() + WEBHOOK_S
+    while True:
+        try:
+            webhook.register(settings, keys)
+        except httpx.TransportError as error:
+            if time.monotonic() > end_s:
+                raise _no_webhook(settings, error) from error
+            time.sleep(POLL_S)
+        except httpx.HTTPError as error:
+            raise _no_webhook(settings, error) from error
+        else:
+            return
+
+
+def _no_webhook(settings: Settings, error: Exception) -> NotUp:
+    return NotUp(f"MLflow does not take the webhook: {error}. See {settings.logs / 'mlflow.log'}")

@@ -23,7 +23,7 @@ from local_supervisor import free_ports
 from supervisor.xmlrpc import Faults
 
 from stack import __main__ as stack_main
-from stack import bootstrap, environments, processes, supervisor, variables, webhook
+from stack import bootstrap, environments, processes, supervisor, up, variables, webhook
 from stack.__main__ import main
 from stack.down import take_down
 from stack.environments import ENVIRONMENTS, NotInstalled, ensure, link_packages
@@ -467,3 +467,19 @@ def test_a_webhook_with_another_secret_or_address_is_replaced(registry: FakeRegi
     webhook.register(settings, Keys())
     webhook.register(settings, Keys())
     assert [row["name"] for row in registry.rows] == ["someone's", "penstock"]
+
+
+def test_a_registry_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatch, settings: Settings):
+    """A refused connection is asked again; one that stays refused is said, with the log to look at."""
+    answers = iter([httpx.ConnectError("refused"), None])
+
+    def register(*_):
+        if error := next(answers):
+            raise error
+
+    monkeypatch.setattr(webhook, "register", register)
+    up._register(settings, keys=None)
+    monkeypatch.setattr(up, "WEBHOOK_S", -1.0)
+    answers = iter([httpx.ConnectError("refused")])
+    with pytest.raises(up.NotUp, match=r"refused\. See .*mlflow\.log"):
+        up._register(settings, keys=None)
