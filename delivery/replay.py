@@ -147,8 +147,10 @@ def _first(holds: Callable[[int], bool], most: int) -> int:
 
 
 def _insist_on_digests(folder: Path) -> None:
-    for name, digest in json.loads((folder / MANIFEST).read_bytes()).items():
-        if (folder / name).is_file() and sha256((folder / name).read_bytes()) != digest:
+    """Of the three files that a replay reads; one that the manifest does not name is refused as one that differs."""
+    digests = json.loads((folder / MANIFEST).read_bytes())
+    for name in (FILE, JUDGED, FOUND):
+        if sha256((folder / name).read_bytes()) != digests.get(name):
             raise NoEvidence(f"{name} is not what the manifest says")
 
 

@@ -168,7 +168,8 @@ def test_a_person_ends_the_bake(registry: Registry, model: str, tmp_path: Path) 
     director = promoted(registry, model, Serving())
     director.order(model, order_id="12345678", action="promote_now", who="ada", why="seen enough")
     decision = bake(spec(model, bake_seconds=1000), tmp_path, director, registry)  # type: ignore[arg-type]
-    assert ([each.name for each in decision.findings], outcome(decision)) == (["baked", "promoted_by_hand"], Outcome.PASSED)
+    assert ([each.name for each in decision.findings], outcome(decision)) == (["promoted_by_hand"], Outcome.PASSED)
+    assert "promote_now by ada: seen enough; not shown until then: baked" in decision.findings[0].why
 
 
 def test_an_undo_that_the_registry_missed_is_made_up_for(registry: Registry, model: str, tmp_path: Path) -> None:

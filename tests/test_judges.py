@@ -14,14 +14,11 @@ from whole_findings import expected, in_full
 from validation import judges
 from validation.contract import Outcome
 from validation.judges import (
-    Block,
     Contributions,
     accuracy_at_least,
     errors_below,
-    log_blocks,
     mean_at_least,
     mean_at_most,
-    not_slower,
     paired_mean_not_worse,
     paired_not_worse,
     quantile_within,
@@ -35,14 +32,6 @@ COUNTS = st.integers(0, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.
 
 def errors(failures, n, *, limit=0.001, exclude=0.05, false_alarm=0.01, miss=0.05):
     return errors_below(name="errors", failures=failures, n=n, limit=limit, exclude=exclude, false_alarm=false_alarm, miss=miss)
-
-
-def slower(candidate, stable, *, worse=0.2, exclude=0.25, false_alarm=0.01, miss=0.05):
-    return not_slower(name="latency", candidate=candidate, stable=stable, worse=worse, exclude=exclude, false_alarm=false_alarm, miss=miss)
-
-
-def steady(seconds, n, *, ms=10.0):
-    return [Block(n=n, mean=math.log(ms) + 0.001 * (i % 3)) for i in range(seconds)]
 
 
 # Errors
@@ -151,159 +140,6 @@ def test_counts_without_meaning_are_refused(failures, n):
     """More failures than requests is a mistake of the caller's."""
     with pytest.raises(ValueError, match="is no count"):
         errors(failures, n)
-
-
-# Latency
-
-
-def correlated(rng, n, lag1, spread):
-    """Log latencies of `n` requests in a row, each resembling the one before."""
-    shocks = rng.normal(0, spread * math.sqrt(1 - lag1**2), size=n)
-    values = [rng.normal(0, spread)] if n else []
-    for shock in shocks[1:]:
-        values.append(lag1 * values[-1] + shock)
-    return np.array(values)
-
-
-def traffic(rng, *, seconds, rate, lag1=0.0, spread=0.5, ratio=1.0, burst=0.0):
-    """Blocks by second of Poisson traffic; a tenth of the seconds are slower by `burst` as a whole."""
-    times = np.sort(rng.uniform(0, seconds, size=rng.poisson(rate * seconds)))
-    hit = burst * ((rng.random(seconds) < 0.1) - 0.1)
-    logs = correlated(rng, len(times), lag1, spread) + math.log(ratio) + hit[times.astype(int)]
-    return {second: log_blocks_of(logs[times.astype(int) == second]) for second in np.unique(times.astype(int))}
-
-
-def log_blocks_of(logs):
-    return Block(n=len(logs), mean=float(logs.mean()))
-
-
-def ever(rng, candidate, stable, outcome, *, seconds=40, **margins):
-    """Whether a watch that looks every second ever says `outcome`."""
-    here, there = (traffic(rng, seconds=seconds, **each) for each in (candidate, stable))
-    return any(
-        slower(*([block for second, block in side.items() if second < now] for side in (here, there)), **margins).outcome is outcome
-        for now in range(judges.MIN_BLOCKS, seconds + 1)
-    )
-
-
-TRAFFIC = {
-    "independent, 1 %": ({"rate": 1}, {"rate": 99}),
-    "lag 0.3, 1 %": ({"rate": 1, "lag1": 0.3}, {"rate": 99, "lag1": 0.3}),
-    "lag 0.6, 1 %": ({"rate": 1, "lag1": 0.6}, {"rate": 99, "lag1": 0.6}),
-    "lag 0.6, 10 %": ({"rate": 10, "lag1": 0.6}, {"rate": 90, "lag1": 0.6}),
-    "bursts, 50 %": ({"rate": 20, "burst": 2.0}, {"rate": 20, "burst": 2.0}),
-}
-
-
-@pytest.mark.parametrize("kind", TRAFFIC)
-def test_slowness_at_the_margin_keeps_both_budgets(kind):
-    """A candidate exactly at both margins, watched every second, is failed within 1 % and passed within 5 % of the runs."""
-    rng = np.random.default_rng(21)
-    candidate, stable = TRAFFIC[kind]
-    runs = [ever_both(rng, {**candidate, "ratio": 1.2}, stable) for _ in range(300)]
-    assert sum(failed for failed, _ in runs) / 300 <= 0.01
-    assert sum(passed for _, passed in runs) / 300 <= 0.05
-
-
-def ever_both(rng, candidate, stable, seconds=30):
-    here, there = (traffic(rng, seconds=seconds, **each) for each in (candidate, stable))
-    seen = set()
-    for now in range(judges.MIN_BLOCKS, seconds + 1, 2):
-        sides = ([block for second, block in side.items() if second < now] for side in (here, there))
-        seen.add(bounds_say(*sides))
-    return Outcome.FAILED in seen, Outcome.PASSED in seen
-
-
-def bounds_say(candidate, stable):
-    """`not_slower` without its sentences, which cost more than its sums."""
-    if min(len(candidate), len(stable)) < judges.MIN_BLOCKS:
-        return Outcome.INCONCLUSIVE
-    margins = judges._Margins(worse=0.2, exclude=0.2, false_alarm=0.01, miss=0.05)
-    lower, upper = judges._ratio_bounds(candidate, stable, margins)
-    return Outcome.FAILED if lower > 1.2 else Outcome.PASSED if upper < 1.2 else Outcome.INCONCLUSIVE
-
-
-@pytest.mark.parametrize(
-    ("candidate", "stable", "exclude"),
-    [(steady(6, 1), steady(6, 99), 5.0), (steady(6, 10), steady(6, 90), 1.0), (steady(8, 100), steady(8, 100), 0.25)],
-)
-def test_steady_latencies_pass_each_step_within_seconds(candidate, stable, exclude):
-    """Nearly constant latencies exclude six times as slow with six single requests, twice with ten a second, a quarter with a hundred."""
-    assert slower(candidate, stable, exclude=exclude).outcome is Outcome.PASSED
-    assert slower(candidate[:4], stable[:4], exclude=exclude).outcome is Outcome.INCONCLUSIVE
-
-
-def test_ordinary_latencies_pass_within_the_dwell():
-    """With log latencies spread by 0.3, an equal candidate passes the last step's quarter within 20 s in nearly all runs."""
-    rng = np.random.default_rng(22)
-    sides = {"rate": 99, "spread": 0.3, "lag1": 0.3}
-    assert sum(ever(rng, sides, sides, Outcome.PASSED, seconds=20) for _ in range(20)) >= 19
-
-
-@pytest.mark.parametrize(("rate", "seconds"), [(1, 40), (10, 15), (50, 12)])
-def test_three_times_as_slow_is_found(rate, seconds):
-    """A candidate three times as slow is failed within seconds at a fair share, within half a minute or so at 1 %."""
-    rng = np.random.default_rng(23)
-    candidate, stable = {"rate": rate, "ratio": 3.0, "spread": 0.3}, {"rate": 100 - rate, "spread": 0.3}
-    assert sum(ever(rng, candidate, stable, Outcome.FAILED, seconds=seconds) for _ in range(20)) >= 19
-
-
-@given(st.integers(0, 4), st.integers(0, 30), st.floats(0.1, 10_000))
-def test_few_seconds_are_never_sure(few, many, ms):
-    """Below five seconds with traffic on either side nothing is said, however slow or fast the candidate."""
-    for candidate, stable in ((few, many), (many, few)):
-        finding = slower(steady(candidate, 50, ms=ms), steady(stable, 50), exclude=100.0)
-        assert finding.outcome is Outcome.INCONCLUSIVE
-
-
-def test_one_busy_second_is_not_much_evidence():
-    """Thousands of requests in one second share its troubles: they count as one block."""
-    candidate = [Block(n=5000, mean=math.log(30)), *steady(4, 1)]
-    assert slower(candidate, steady(5, 100)).outcome is Outcome.INCONCLUSIVE
-
-
-@pytest.mark.parametrize("latency_ms", [math.nan, math.inf, -1.0, 0.0])
-def test_a_latency_that_cannot_be_read_never_passes(latency_ms):
-    """One unreadable latency among many good ones is inconclusive, on either side."""
-    good = [(float(second), 10.0) for second in range(20) for _ in range(100)]
-    bad = log_blocks([*good, (7.5, latency_ms)], 1.0)
-    for candidate, stable in ((bad, log_blocks(good, 1.0)), (log_blocks(good, 1.0), bad)):
-        finding = slower(candidate, stable)
-        assert (finding.outcome, finding.observed) == (Outcome.INCONCLUSIVE, None)
-
-
-def test_blocks_are_seconds_in_order_with_clamped_latencies():
-    """Requests are grouped by whole second, in order of time, and nothing is faster than the floor."""
-    blocks = log_blocks([(2.9, 100.0), (1.1, 0.5), (2.0, 1.0)], 10.0)
-    assert [each.n for each in blocks] == [1, 2]
-    assert blocks[0].mean == pytest.approx(math.log(10))
-    assert blocks[1].mean == pytest.approx((math.log(100) + math.log(10)) / 2)
-
-
-def test_a_time_that_cannot_be_read_never_passes():
-    """A row without a readable time spoils the evidence instead of leaving it."""
-    assert math.isnan(log_blocks([(math.nan, 5.0), (3.0, 5.0)], 1.0)[0].mean)
-
-
-@given(
-    st.lists(st.tuples(st.integers(1, 200), st.floats(-3, 9)), min_size=5, max_size=40),
-    st.lists(st.tuples(st.integers(1, 200), st.floats(-3, 9)), min_size=5, max_size=40),
-)
-def test_not_slower_agrees_with_its_interval(candidate, stable):
-    """The interval holds the observed ratio, and the outcome is what the interval says."""
-    finding = slower(*([Block(n=n, mean=mean) for n, mean in side] for side in (candidate, stable)))
-    lower, upper = finding.interval
-    assert lower <= finding.observed * (1 + 1e-9)
-    assert finding.observed <= upper * (1 + 1e-9)
-    assert (finding.outcome is Outcome.FAILED) == (lower > 1.2)
-    assert (finding.outcome is Outcome.PASSED) == (upper < 1.25 and lower <= 1.2)
-
-
-def test_more_of_the_same_is_advised_only_where_it_would_help():
-    """Between the margins the advice is a number of seconds; beyond the margin it says that waiting is useless."""
-    noisy = [Block(n=1, mean=math.log(10) + 0.4 * (-1) ** i) for i in range(12)]
-    assert slower(noisy, steady(12, 99)).advice.startswith("about ")
-    assert slower([Block(n=1, mean=each.mean + 0.3) for each in noisy], steady(12, 99)).advice.startswith("more of the same would not help")
 
 
 # Fixed samples
@@ -443,17 +279,6 @@ def test_another_slow_query_never_helps(counts, quantile):
     assume(over < n)
     judge = {"name": "p", "n": n, "quantile": quantile, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.05}
     assert quantile_within(over=over, **judge).outcome <= quantile_within(over=over + 1, **judge).outcome
-
-
-@given(st.floats(0.01, 3), st.floats(0, 1), st.integers(-6, 6))
-def test_latency_is_judged_in_any_unit(ratio, more, exponent):
-    """Seconds or microseconds give the same outcome; a candidate that is slower still never gets a milder one."""
-    rng = np.random.default_rng(7)
-    stable = [Block(n=50, mean=each) for each in rng.normal(2, 0.2, 30)]
-    candidate = [Block(n=50, mean=each + math.log(ratio)) for each in rng.normal(2, 0.2, 30)]
-    here, there = ([Block(n=b.n, mean=b.mean + exponent * math.log(10)) for b in side] for side in (candidate, stable))
-    assert slower(here, there).outcome is slower(candidate, stable).outcome
-    assert slower(candidate, stable).outcome <= slower([Block(n=b.n, mean=b.mean + more) for b in candidate], stable).outcome
 
 
 # Means of contributions
@@ -756,7 +581,6 @@ def above(limit, contributions):
 
 
 LOSS = {"margin": 0.1, "error": 0.05, "higher_is_better": False, "relative": True}
-NOISY = [Block(n=2, mean=2.3 + 0.2 * (-1) ** i) for i in range(9)]
 
 
 def against(reference, candidate):
@@ -787,12 +611,6 @@ WHOLE = {
     "one failed request": lambda: errors(1, 9),
     "three failed requests": lambda: errors(3, 9),
     "as many failed as allowed": lambda: errors(90, 2000, limit=0.04),
-    "equally fast": lambda: slower(steady(8, 100), steady(8, 100)),
-    "three times as slow": lambda: slower(steady(8, 100, ms=30.0), steady(8, 90)),
-    "four seconds": lambda: slower(steady(4, 1), steady(8, 1)),
-    "a second without requests": lambda: slower(steady(8, 0), steady(8, 1)),
-    "a noisy candidate": lambda: slower(NOISY, steady(9, 99)),
-    "a noisy stable version": lambda: slower(steady(9, 99, ms=12.3), NOISY),
     "a mean below": lambda: below(0.6, ones_and_zeros(100)),
     "a mean that may be below": lambda: below(0.55, ones_and_zeros(100, under=0.02)),
     "a mean above": lambda: below(0.4, ones_and_zeros(100)),
@@ -825,8 +643,6 @@ def test_a_finding_is_whole(case):
         (lambda: errors(0, 9, limit=0.05), "0.05 must lie between 0.05 and 1"),
         (lambda: errors(0, 9, limit=0), "0 must lie between 0 and 1"),
         (lambda: errors(0, 9, miss=1), "1 must lie between 0 and 1"),
-        (lambda: slower(NOISY, NOISY, worse=-0.1), "-0.1 must lie between 0 and inf"),
-        (lambda: slower(NOISY, NOISY, exclude=math.inf), "inf must lie between 0 and inf"),
         (lambda: accuracy(6, 5), "6 of 5 is no count"),
         (lambda: pairs(4, 2, 5), "4 of 3 is no count"),
         (lambda: paired_not_worse(name="a", wins=0, losses=0, n=5, margin=1, error=0.05), "1 must lie between 0 and 1"),

@@ -110,8 +110,8 @@ def test_what_stable_did_not_answer_says_nothing(state: str) -> None:
 
 
 def test_no_pairs_are_judged_when_the_policy_wants_none() -> None:
-    """Only `min_pairs = 0` turns the comparison off."""
-    assert judged([], min_pairs=0) == {}
+    """Only `min_pairs = 0` turns the comparison off, and that is said."""
+    assert judged([], min_pairs=0) == {"paired_requests": Outcome.PASSED}
     assert Outcome.PASSED not in judged([]).values()
 
 

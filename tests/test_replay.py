@@ -13,7 +13,7 @@ from delivery.director_client import Row
 from delivery.replay import NoEvidence, main
 from delivery.rollout import Split
 from delivery.rollout_evidence import RolloutLog
-from validation.contract import Bundle, Decision, Outcome, Spec, Stable, seal_evidence, worst
+from validation.contract import Bundle, Decision, Finding, Outcome, Spec, Stable, seal_evidence, worst
 from validation.policy import read_policy
 
 ROLLOUT = read_policy(ROOT / "dags" / "policies" / "digits.toml").rollout
@@ -63,12 +63,8 @@ def test_findings_that_were_changed_are_told(tmp_path: Path, capsys: pytest.Capt
     """Someone rewrote a finding and its digest: the requests say otherwise."""
     watched(tmp_path / "e", fails=5)
     path = tmp_path / "e" / "findings.json"
-    rows = json.loads(path.read_text())
-    seal_evidence(tmp_path / "e", Decision(findings=()))
-    path.write_text(json.dumps([{**each, "outcome": "passed"} for each in rows]))
-    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
-    del manifest["findings.json"]
-    (tmp_path / "e" / "manifest.json").write_text(json.dumps(manifest))
+    changed = tuple(Finding.from_dict({**each, "outcome": "passed"}) for each in json.loads(path.read_text()))
+    seal_evidence(tmp_path / "e", Decision(findings=changed))
     assert main(["replay", str(tmp_path / "e")]) == 1
     assert "errors: passed" in capsys.readouterr().out
 
@@ -79,6 +75,16 @@ def test_evidence_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, 
     watched(tmp_path / "e")
     with (tmp_path / "e" / name).open("ab") as file:
         file.write(b" ")
+    assert main(["replay", str(tmp_path / "e")]) == 64
+    assert f"{name} is not what the manifest says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["requests.parquet", "judged.json", "findings.json"])
+def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path, name, capsys: pytest.CaptureFixture[str]):
+    """Nothing is read that nobody vouches for."""
+    watched(tmp_path / "e")
+    path = tmp_path / "e" / "manifest.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
     assert main(["replay", str(tmp_path / "e")]) == 64
     assert f"{name} is not what the manifest says" in capsys.readouterr().err
 

@@ -374,6 +374,19 @@ def test_lost_rows_are_a_gap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert (outcome(decision), gateway.permille) == (Outcome.INCONCLUSIVE, 0)
 
 
+def test_a_look_takes_one_page_of_a_stream_that_never_ends(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Rows that come as fast as they are read do not keep the watch from judging and renewing."""
+    gateway = Gateway()
+    answer = gateway.observations
+
+    def endless(model: str, after: int = 0) -> Rows:
+        gateway._second()
+        return answer(model, after)
+
+    gateway.observations = endless  # type: ignore[method-assign]
+    assert outcome(run(gateway, monkeypatch, tmp_path)) is Outcome.PASSED
+
+
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
     """Evidence is compared by digest."""
     digests = []

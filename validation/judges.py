@@ -1,11 +1,11 @@
 """The judges: pure functions that turn counts and samples into findings. Gates and the rollout's watch call them; they do no I/O.
 
-Two kinds. `errors_below` and `not_slower` are always valid: they may be asked every second and stopped at any time, and the chance of
-ever saying `failed` of a good candidate stays below `false_alarm`, of ever saying `passed` of one at the margin below `miss` (Ville 1939;
-Robbins 1970, "Statistical methods related to the law of the iterated logarithm"; Howard, Ramdas, McAuliffe and Sekhon 2021, "Time-uniform,
-nonparametric, nonasymptotic confidence sequences"). The others judge one sample of a size that was fixed beforehand: counts of right
-answers by tests for counts, every other metric by the mean of what its rows contribute (`Contributions`). They say in `why` which error
-rates they have at this n. Several of them at once share one chance to err (`shared_error`).
+Two kinds. `errors_below` is always valid, for counts whose order is not known, as a mirror's: it may be asked every second and stopped at
+any time, and the chance of ever saying `failed` of a good candidate stays below `false_alarm`, of ever saying `passed` of one at the margin
+below `miss` (Ville 1939; Robbins 1970, "Statistical methods related to the law of the iterated logarithm"). Where requests are known in
+order, `error_rates` and `latencies` judge them. The others judge one sample of a size that was fixed beforehand: counts of right answers by
+tests for counts, every other metric by the mean of what its rows contribute (`Contributions`). They say in `why` which error rates they
+have at this n. Several of them at once share one chance to err (`shared_error`).
 
 Every judge says `failed` only when the claim is surely wrong, `passed` only when a departure by the margin is surely excluded, and
 `inconclusive`, with what is missing, in between. A judge never sees a sample as good because it is empty.
@@ -27,14 +27,6 @@ MIN_FAILURES = 2
 GRID = 48
 """Alternatives in the mixture of `errors_below`; neighbours differ by 15 % at a limit of 0.001."""
 
-MIN_BLOCKS = 5
-"""Seconds with traffic below which nothing is said about latency: a spread cannot be seen in fewer."""
-
-REQUEST_SPREAD = 0.3
-"""Standard deviation of a request's log latency that is added to what was seen: a few equal values are no certainty."""
-
-PRIOR_BLOCKS = 0.1
-"""Weight of the prior on the effect in `not_slower`, in blocks: small, because gross effects must show within seconds (see `_slack`)."""
 
 PASS_LOSSES = 0.155
 """`paired_not_worse` passes only what would pass with so much of a row more lost, and only what an exact test of the net loss passes too:
@@ -55,14 +47,6 @@ USUAL_POWER = 0.8
 
 _LOOK = "look for the rows and the model that it comes from"
 _NEVER = "more of the same would not help: the estimate itself lies beyond the margin"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """The requests of one second: how many, and the mean of their natural-log latencies (ms)."""
-
-    n: int
-    mean: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,40 +101,6 @@ def errors_below(*, name: str, failures: int, n: int, limit: float, exclude: flo
     return Finding(
         name=name, outcome=outcome, why=why, observed=failures / n if n else None, limit=limit, interval=(lower, upper), n=n, advice=advice
     )
-
-
-def not_slower(
-    *, name: str, candidate: Sequence[Block], stable: Sequence[Block], worse: float, exclude: float, false_alarm: float, miss: float
-) -> Finding:
-    """Is the candidate's latency at most (1 + `worse`) times stable's? Always valid; compares geometric means, from blocks of one second.
-
-    Failed: the ratio is surely above 1 + `worse`. Passed: surely below 1 + `exclude`. The interval is the ratio's: lower end at
-    `false_alarm`, upper end at `miss`, each spent half on either version (union bound), so that the samples may differ in size and spread
-    and may share their slow seconds. See `_mean_interval` for the confidence sequence, and for what correlated requests do to it.
-    A block that is not finite makes it inconclusive: a latency that cannot be read is no evidence.
-    """
-    _within(0, worse, math.inf)
-    _within(0, exclude, math.inf)
-    _budgets(false_alarm, miss)
-    if not all(math.isfinite(each.mean) and each.n > 0 for each in (*candidate, *stable)):
-        return _nothing(name, "a latency is missing, not finite or not positive", "look for the cause in the access log", 1 + worse)
-    if min(len(candidate), len(stable)) < MIN_BLOCKS:
-        seen = f"{len(candidate)} seconds with traffic on the candidate and {len(stable)} on stable"
-        return _nothing(name, f"{seen} are too few to compare", f"wait for {MIN_BLOCKS} of each", 1 + worse)
-    return _slower(name, candidate, stable, _Margins(worse=worse, exclude=exclude, false_alarm=false_alarm, miss=miss))
-
-
-def log_blocks(rows: Iterable[tuple[float, float]], floor_ms: float) -> list[Block]:
-    """Requests as (unix time in s, latency in ms) to blocks of one second in order of time; latencies below `floor_ms` count as `floor_ms`.
-
-    A row that cannot be read (not finite, latency not positive) makes its block's mean NaN, which no judge passes.
-    """
-    seconds: dict[int, list[float]] = {}
-    for unix_s, latency_ms in rows:
-        second = math.floor(unix_s) if math.isfinite(unix_s) else -1
-        readable = second >= 0 and math.isfinite(latency_ms) and latency_ms > 0
-        seconds.setdefault(second, []).append(math.log(max(latency_ms, floor_ms)) if readable else math.nan)
-    return [Block(n=len(logs), mean=math.fsum(logs) / len(logs)) for _, logs in sorted(seconds.items())]
 
 
 def accuracy_at_least(*, name: str, correct: int, n: int, limit: float, error: float) -> Finding:
@@ -377,118 +327,6 @@ def _highest_rate(failures: int, n: int, needed: float) -> float:
 def _more_clean_requests(failures: int, n: int, exclude: float, miss: float) -> str:
     needed = _first(lambda total: _evidence_below(failures, total, exclude) >= math.log(1 / miss), max(n, 1))
     return f"{needed - n} more requests without a failure would exclude {exclude:.3%}"
-
-
-# Evidence about a mean of log latencies
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Margins:
-    worse: float
-    exclude: float
-    false_alarm: float
-    miss: float
-
-
-def _slower(name: str, candidate: Sequence[Block], stable: Sequence[Block], margins: _Margins) -> Finding:
-    lower, upper = _ratio_bounds(candidate, stable, margins)
-    worse, exclude = 1 + margins.worse, 1 + margins.exclude
-    outcome = Outcome.FAILED if lower > worse else Outcome.PASSED if upper < exclude else Outcome.INCONCLUSIVE
-    claim = (
-        f"{exclude:.2f} or more is excluded",
-        f"that neither shows more than {worse:.2f} nor excludes {exclude:.2f}",
-        f"surely more than {worse:.2f}",
-    )[outcome]
-    ratio = _exp(_mean(candidate) - _mean(stable))
-    requests = sum(each.n for each in candidate)
-    return Finding(
-        name=name,
-        outcome=outcome,
-        why=f"{requests} requests took {ratio:.2f} times as long as stable's (geometric mean); {claim}",
-        observed=ratio,
-        limit=worse,
-        interval=(lower, upper),
-        n=requests,
-        advice=_more_seconds(candidate, stable, margins) if outcome is Outcome.INCONCLUSIVE else None,
-    )
-
-
-def _ratio_bounds(candidate: Sequence[Block], stable: Sequence[Block], margins: _Margins, repeated: float = 1) -> tuple[float, float]:
-    """Lower bound of the ratio at `false_alarm` and upper one at `miss`, were each sample repeated so many times."""
-    slowest = _mean_interval(candidate, margins.false_alarm / 2, repeated)[0] - _mean_interval(stable, margins.false_alarm / 2, repeated)[1]
-    fastest = _mean_interval(candidate, margins.miss / 2, repeated)[1] - _mean_interval(stable, margins.miss / 2, repeated)[0]
-    return _exp(slowest), _exp(fastest)
-
-
-def _mean_interval(blocks: Sequence[Block], error: float, repeated: float = 1) -> tuple[float, float]:
-    """Confidence sequence for the mean of log latencies: the widest of those from blocks of 1, 2, 4, ... seconds.
-
-    Requests of one second share its troubles, so the second is the unit; and as seconds may resemble their neighbours, longer blocks are
-    formed as soon as there are enough of them, and the widest interval counts. In the limit each is the asymptotic confidence sequence of
-    Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (2024, "Time-uniform central limit theory and asymptotic confidence sequences").
-    """
-    intervals = []
-    length = 1
-    while length == 1 or len(blocks) // length >= 2 * MIN_BLOCKS:
-        intervals.append(_block_interval(_joined(blocks, length), error, repeated))
-        length *= 2
-    return min(low for low, _ in intervals), max(high for _, high in intervals)
-
-
-def _block_interval(blocks: Sequence[Block], error: float, repeated: float) -> tuple[float, float]:
-    """The means that the t-statistic's mixture does not exclude: roots of a quadratic, infinite while the blocks are too few.
-
-    With u = n (mean - mu) for each block, S their sum and V the sum of their squares, the evidence against mu is
-    sqrt(c / (K + c)) (V / (V - S^2 / (K + c)))^(K/2) for K blocks and a prior worth c of them (Lai 1976, "On confidence sequences"; Wang
-    and Ramdas 2025, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown variance"). It pays for not knowing
-    the spread, which plugging in an estimate does not: with six blocks that matters. V has `REQUEST_SPREAD` added.
-    """
-    mean = _mean(blocks)
-    slack = _slack(len(blocks) * repeated, error)
-    n = repeated * sum(each.n for each in blocks)
-    squares = repeated * sum(each.n**2 for each in blocks)
-    skew = slack * repeated * sum(each.n**2 * (each.mean - mean) for each in blocks)
-    spread = slack * (repeated * sum((each.n * (each.mean - mean)) ** 2 for each in blocks) + n * REQUEST_SPREAD**2)
-    steep = n**2 - slack * squares
-    if steep <= 0:
-        return -math.inf, math.inf
-    root = math.sqrt(skew**2 + steep * spread)
-    return mean + (-skew - root) / steep, mean + (-skew + root) / steep
-
-
-def _slack(blocks: float, error: float) -> float:
-    """S^2 / V up to which a mean is not excluded, from K blocks: (K + c) (1 - T^-1) with T = ((K + c) / (c error^2))^(1/K)."""
-    total = blocks + PRIOR_BLOCKS
-    return total * -math.expm1(-(math.log(total / PRIOR_BLOCKS) - 2 * math.log(error)) / blocks)
-
-
-def _joined(blocks: Sequence[Block], length: int) -> list[Block]:
-    """Neighbouring blocks as one; an incomplete rest at the end joins the last."""
-    if length == 1:
-        return list(blocks)
-    starts = range(0, len(blocks) - length + 1, length)
-    ends = [*starts[1:], len(blocks)]
-    groups = [blocks[start:end] for start, end in zip(starts, ends, strict=True)]
-    return [Block(n=sum(each.n for each in group), mean=_mean(group)) for group in groups]
-
-
-def _mean(blocks: Sequence[Block]) -> float:
-    return math.fsum(each.n * each.mean for each in blocks) / sum(each.n for each in blocks)
-
-
-def _more_seconds(candidate: Sequence[Block], stable: Sequence[Block], margins: _Margins) -> str:
-    if _mean(candidate) - _mean(stable) >= math.log1p(margins.exclude):
-        return _NEVER
-
-    def enough(tenths: int) -> bool:
-        return _ratio_bounds(candidate, stable, margins, tenths / 10)[1] < 1 + margins.exclude
-
-    more = math.ceil((_first(enough, 11) / 10 - 1) * len(candidate))
-    return f"about {more} more seconds with traffic like this would exclude {1 + margins.exclude:.2f} times as long"
-
-
-def _exp(value: float) -> float:
-    return math.inf if value > 700 else math.exp(value)
 
 
 # Fixed samples

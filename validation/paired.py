@@ -35,8 +35,9 @@ Pair = Mapping[str, Any]
 
 
 def paired_findings(pairs: Sequence[Pair], shadow: Shadow, *, false_alarm: float, miss: float) -> Iterator[Finding]:
-    """`pairs` in the order in which they were made; the two chances are shared by the judges below. Nothing when the policy wants none."""
+    """`pairs` in the order in which they were made; the judges share the two chances. Where the policy wants no comparison, one says so."""
     if not shadow.min_pairs:
+        yield passed("paired_requests", "skipped: the policy compares no answers (shadow.min_pairs = 0)")
         return
     told = [each for each in pairs if each["state"] not in {NO_STABLE, NEITHER}]
     yield _enough(told, pairs, shadow.min_pairs)

@@ -81,7 +81,8 @@ def judge_rollout(evidence: Evidence, rollout: Rollout, step: Step) -> tuple[Fin
         return findings
     since = {each.name: each for each in _findings(evidence.whole, rollout, step)}
     judged = tuple(each if each.outcome is Outcome.FAILED else since.get(each.name, each) for each in findings)
-    return (*judged, *(since[name] for name in since.keys() - {each.name for each in judged}))
+    known = {each.name for each in judged}
+    return (*judged, *(each for name, each in since.items() if name not in known))
 
 
 def chance(rollout: Rollout, name: str) -> float:
