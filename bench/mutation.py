@@ -30,20 +30,26 @@ MODULES = (
     "contract",
     "distribution",
     "drift",
+    "error_rates",
     "findings",
     "golden_quality",
     "golden_set",
     "golden_walk",
     "invariances",
     "judges",
+    "latencies",
     "metrics",
+    "paired",
     "parity",
+    "plan",
     "policy",
     "probes",
+    "rollout_judge",
     "sampling",
     "scoring",
+    "traffic_sample",
 )
-UNTESTED_BY_NAME = {"answers", "findings", "golden_walk"}
+UNTESTED_BY_NAME = {"answers", "findings", "golden_walk", "traffic_sample"}
 """Modules without a test file of their own; the tests of the gates that use them count."""
 
 COPIED = ("validation", "tests", "dags", "plugins", "pyproject.toml")

@@ -6,11 +6,11 @@ draws. Runs in the environment `golden_set`; `bench.offline` starts it.
 
 What is assumed. *Identical*: the same model exported again; its scores differ by relative rounding of 1e-6 (float32), and one answer in
 ten thousand tips over in either direction. *At the margin* and *dropped*: truly worse by so much over all rows that could be drawn.
-Accuracy, AUC and F1 are so in the way that is hardest to see: few rows get answers that have nothing to do with them, all others are the
-same. Margins of the unbounded metrics are shares of a small number: one broken row in a thousand is more than the margin, and no test of
+Accuracy, AUC, F1 and NDCG are so in the way that is hardest to see: few rows get answers that have nothing to do with them, all others are
+the same. Margins of the unbounded metrics are shares of a small number: one broken row in a thousand is more than the margin, and no test of
 1,000 rows can exclude what a third of them does not hold (the gate's parity findings are about such rows, and the finding says `unless`).
 Their candidates are a little worse on all rows: too sure of themselves, or noisier. Two classes, half of the rows each, AUC 0.955,
-accuracy 0.885; numbers with normal errors.
+accuracy 0.885; numbers with normal errors; of NDCG 1,000 queries of five rows, since queries are what it counts.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ DRAWS = 10_000
 """Of accuracy. The others cost up to 5 ms a draw: `FEWER` of each, and the greatest of all rates counts."""
 
 FEWER = 700
+QUERY_ROWS, RANKING_NOISE = 5, 0.8
 ROUNDING = 1e-6
 TIPPED = 1e-4
 APART = 1.2
@@ -144,6 +145,38 @@ def rmse(rng: np.random.Generator, rows: int, worse: float) -> Pair:
     return _answers(labels, predicted=labels + errors + more), _answers(labels, predicted=labels + errors)
 
 
+def ndcg(rng: np.random.Generator, rows: int, worse: float) -> Pair:
+    """Queries of five rows, so many as `rows`; in a share of them the candidate ranks by chance, so that the mean falls by `worse`."""
+    relevance, scores = _rankings(rng, rows)
+    broken = rng.random((rows, 1)) < (worse / _ranked_by_chance() if worse else 0)
+    candidate = np.where(broken, rng.random(relevance.shape), scores * (1 + rng.normal(0, ROUNDING, relevance.shape)))
+    groups = np.repeat(np.arange(rows), QUERY_ROWS)
+    one, other = (Answers(labels=relevance.ravel(), scores=each.ravel(), groups=groups) for each in (candidate, scores))
+    return one, other
+
+
+@lru_cache
+def _ranked_by_chance() -> float:
+    """What a query's NDCG falls by on average when its rows are ranked by chance: over 200,000 queries, to 0.0006."""
+    rng = np.random.default_rng(404)
+    relevance, scores = _rankings(rng, 200_000)
+    lost = _gain(relevance, scores) - _gain(relevance, rng.random(relevance.shape))
+    return float((lost / _gain(relevance, relevance)).mean())
+
+
+def _rankings(rng: np.random.Generator, queries: int) -> tuple[Array, Array]:
+    """Relevances from 0 to 2, one row of each query surely relevant, and scores that follow them; both [queries, QUERY_ROWS]."""
+    relevance = rng.integers(0, 3, (queries, QUERY_ROWS)).astype(float)
+    relevance[:, 0] = 2
+    return relevance, relevance + rng.normal(0, RANKING_NOISE, relevance.shape)
+
+
+def _gain(relevance: Array, scores: Array) -> Array:
+    """Discounted gain of each query, [queries] (Jarvelin and Kekalainen 2002)."""
+    ranked = np.take_along_axis(relevance, np.argsort(-scores, axis=1), axis=1)
+    return np.asarray(ranked @ (1 / np.log2(np.arange(QUERY_ROWS) + 2)))
+
+
 DRAWN: Mapping[str, Draw] = {
     "accuracy": accuracy,
     "auc": auc,
@@ -153,6 +186,7 @@ DRAWN: Mapping[str, Draw] = {
     "rmse": rmse,
     "mae": rmse,
     "mape": rmse,
+    "ndcg": ndcg,
 }
 
 

@@ -78,14 +78,15 @@ def start_candidate(spec: Spec, servers: Servers, director: Director, store: Pat
 
 def probe(bundle: OpenBundle, address: str, protocol: str) -> Finding:
     """Asks the server at `address` about golden rows over "http" or "grpc" and compares with the bundle's reference, row by row."""
-    inputs, reference, name = bundle.inputs(), bundle.reference(), f"probe_{protocol}"
-    rows = min(PROBE_ROWS, bundle.manifest.rows)
+    from validation.golden_rows import GoldenRows
+
+    name, rows = f"probe_{protocol}", min(PROBE_ROWS, bundle.manifest.rows)
     if rows < MIN_ROWS:
         why = f"the golden set has {rows} rows; a probe needs {MIN_ROWS}"
         return Finding(name=name, outcome=Outcome.INCONCLUSIVE, why=why, n=rows, limit=MIN_ROWS, advice="register a larger golden set")
+    golden = GoldenRows(bundle).first(rows)
     try:
-        answers = ask(protocol, address, bundle, {key: values[:rows] for key, values in inputs.items()})
-        outside = rows_outside(answers, {key: values[:rows] for key, values in reference.items()})
+        outside = rows_outside(ask(protocol, address, bundle, golden.inputs), golden.reference)
     except Exception as error:  # tritonclient raises its own, gevent's and grpc's errors, and all of them mean: no right answer
         return failed(name, f"no answer to {rows} golden rows over {protocol}: {type(error).__name__}: {error}"[:500], n=rows)
     why = f"{outside} of {rows} golden rows answered otherwise than the source model (tolerances {ATOL:g} absolute, {RTOL:g} relative)"

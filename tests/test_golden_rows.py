@@ -49,6 +49,29 @@ def test_labels_are_taken_by_row(opened, wanted):
     assert np.array_equal(GoldenRows(opened).labels(rows), ROWS.labels[rows])
 
 
+@given(st.lists(st.integers(0, 199), min_size=1, max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_inputs_are_taken_by_row(opened, wanted):
+    """The inputs of any rows, in any order, one of them as often as asked for."""
+    assert np.array_equal(GoldenRows(opened).inputs(np.array(wanted))["X"], ROWS.inputs[wanted])
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(1, 1), (37, 37), (200, 200), (500, 200)])
+def test_the_first_rows_are_the_first(opened, wanted, found):
+    """So many rows from the top with the source model's answers, or all where there are fewer."""
+    first = GoldenRows(opened).first(wanted)
+    assert (first.start, first.rows) == (0, found)
+    assert np.array_equal(first.inputs["X"], ROWS.inputs[:found])
+    for name, values in answers(ROWS.inputs[:found], weights()).items():
+        assert np.array_equal(first.reference[name], values)
+
+
+def test_the_first_of_no_rows_is_a_bad_bundle(tmp_path):
+    """A golden set without rows has no first one."""
+    with read_bundle(make_bundle(tmp_path, rows=golden_rows(0))) as bundle, pytest.raises(BadBundle, match="no rows"):
+        GoldenRows(bundle).first(5)
+
+
 def test_columns_are_read_as_text(opened):
     """Slices are named by text: dictionaries, truth values and empty cells become words or none."""
     golden = GoldenRows(opened)

@@ -1,13 +1,13 @@
 """The golden rows of an open bundle, read piece by piece: memory does not grow with their number.
 
-The gate `golden_set` and its parts call it. Inputs come from Parquet in batches, the source model's answers from `.npy` files by memory
-map, both from files whose digests `read_bundle` has verified. What a row means is not known here.
+The gates and the probe of a started server call it. Inputs come from Parquet in batches, the source model's answers from `.npy` files by
+memory map, both from files whose digests `read_bundle` has verified. What a row means is not known here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ class GoldenRows:
         """All rows in order; one batch is read ahead."""
         return ahead(self._batches(batch_rows))
 
-    def _batches(self, batch_rows: int) -> Iterator[Batch]:
+    def _batches(self, batch_rows: int) -> Generator[Batch]:
         start = 0
         for table in _tables(self._inputs, self.rows, batch_rows):
             stop = start + table.num_rows
@@ -82,9 +82,24 @@ class GoldenRows:
             yield Batch(start=start, rows=table.num_rows, inputs=inputs, reference=reference)
             start = stop
 
+    def first(self, rows: int) -> Batch:
+        """The first `rows` rows, or all where there are fewer. Raises `BadBundle` for a golden set without rows, too."""
+        batches = self._batches(rows)
+        if (batch := next(batches, None)) is None:
+            raise BadBundle("golden/inputs.parquet has no rows")
+        batches.close()
+        return batch
+
+    def inputs(self, rows: np.ndarray) -> Arrays:
+        """Inputs by name of these rows, in any order and more than once if wanted."""
+        wanted, places = np.unique(rows, return_inverse=True)
+        tables = list(_chosen(self._inputs, [each.name for each in self.tensors], self.rows, self.batch_rows, wanted))
+        table = pa.concat_tables(tables)
+        return {each.name: read_column(table, each.name, each.numpy_dtype, each.shape)[places] for each in self.tensors}
+
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """The labels of these rows, which must be in order, shape [rows]."""
-        parts = [read_column(table, "label", None, ()) for table in _chosen(self._labels, "label", self.rows, rows)]
+        parts = [read_column(table, "label", None, ()) for table in _chosen(self._labels, ["label"], self.rows, BATCH_ROWS * 16, rows)]
         return np.concatenate(parts) if parts else np.empty(0)
 
     def words(self, column: str) -> Iterator[np.ndarray]:
@@ -168,10 +183,10 @@ def _tables(path: Path, rows: int, batch_rows: int, columns: list[str] | None = 
             raise _unreadable(path, error) from error
 
 
-def _chosen(path: Path, column: str, rows: int, wanted: np.ndarray) -> Iterator[pa.Table]:
-    """The wanted rows of one column; row numbers in order."""
+def _chosen(path: Path, columns: list[str], rows: int, batch_rows: int, wanted: np.ndarray) -> Iterator[pa.Table]:
+    """The wanted rows of these columns; row numbers in order."""
     start = 0
-    for table in _tables(path, rows, BATCH_ROWS * 16, [column]):
+    for table in _tables(path, rows, batch_rows, columns):
         first, last = np.searchsorted(wanted, (start, start + table.num_rows))
         if last > first:
             yield table.take(pa.array(wanted[first:last] - start))

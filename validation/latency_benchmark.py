@@ -48,6 +48,7 @@ from tritonclient.utils import InferenceServerException
 
 from validation.bundle import OpenBundle, Tensor, read_bundle
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
+from validation.golden_rows import GoldenRows
 from validation.judges import quantile_within
 from validation.policy import BadPolicy, LatencyBenchmark, parse
 
@@ -201,9 +202,8 @@ def _measure(bundle: OpenBundle, limits: LatencyBenchmark, seed: int, log: Path)
 
 def _payloads(bundle: OpenBundle, rng: np.random.Generator) -> list[list[InferInput]]:
     """Golden rows as ready-made requests of one row: making them while the clock runs would make the next one late."""
-    inputs = bundle.inputs()
-    rows = rng.integers(bundle.manifest.rows, size=ROWS_DRAWN)
-    return [[_payload(each, inputs[each.name][row : row + 1]) for each in bundle.manifest.inputs] for row in rows]
+    inputs = GoldenRows(bundle).inputs(rng.integers(bundle.manifest.rows, size=ROWS_DRAWN))
+    return [[_payload(each, inputs[each.name][row : row + 1]) for each in bundle.manifest.inputs] for row in range(ROWS_DRAWN)]
 
 
 def _payload(tensor: Tensor, values: np.ndarray) -> InferInput:
