@@ -4,13 +4,13 @@ Each draw makes labels and the answers of two versions whose true difference is 
 does. Refused means not passed: neither failed nor inconclusive gets a model to production. `tests/test_calibration.py` uses the same
 draws. Runs in the environment `golden_set`; `bench.offline` starts it.
 
-What is assumed. *Identical*: the same model exported again; its scores differ by relative rounding of 1e-6 (float32), and one answer in
-ten thousand tips over in either direction. *At the margin* and *dropped*: truly worse by so much over all rows that could be drawn.
-Accuracy, AUC, F1 and NDCG are so in the way that is hardest to see: few rows get answers that have nothing to do with them, all others are
-the same. Margins of the unbounded metrics are shares of a small number: one broken row in a thousand is more than the margin, and no test of
-1,000 rows can exclude what a third of them does not hold (the gate's parity findings are about such rows, and the finding says `unless`).
-Their candidates are a little worse on all rows: too sure of themselves, or noisier. Two classes, half of the rows each, AUC 0.955,
-accuracy 0.885; numbers with normal errors; of NDCG 1,000 queries of five rows, since queries are what it counts.
+What is assumed. *Identical*: the same model exported again; its scores differ by relative rounding of 1e-6 (float32), and one answer in ten
+thousand tips over in either direction. *At the margin* and *dropped*: truly worse by so much over all rows that could be drawn. Accuracy,
+AUC, F1 and NDCG are so in the way that is hardest to see: few rows get answers that have nothing to do with them, all others are the same.
+Margins of the unbounded metrics are shares of a small number: one broken row in a thousand is more than the margin, and no test of 1,000
+rows can exclude what a third of them does not hold (the gate's parity findings are about such rows, and the finding says `unless`). Their
+candidates are a little worse on all rows: too sure of themselves, or noisier. Two classes, half of the rows each, AUC 0.955, accuracy
+0.885; numbers with normal errors; of NDCG 1,000 queries of five rows, since queries are what it counts.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _ranked_by_chance() -> float:
     """What a query's NDCG falls by on average when its rows are ranked by chance: over 200,000 queries, to 0.0006."""
     rng = np.random.default_rng(404)
     relevance, scores = _rankings(rng, 200_000)
-    lost = _gain(relevance, scores) - _gain(relevance, rng.random(relevance.shape))
+    lost = _gain(relevance, scores) - _gain(relevance, np.asarray(rng.random(relevance.shape)))
     return float((lost / _gain(relevance, relevance)).mean())
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whole_findings import expected, in_full
 
 from validation.contract import Finding, Outcome
 from validation.error_rates import (
@@ -332,3 +333,41 @@ def test_numbers_that_make_no_sense_are_refused(numbers):
     """A limit of nothing, a margin below the limit, a chance of 0 or 1."""
     with pytest.raises(ValueError, match="must lie between 0 and 1"):
         below([False], **numbers)
+
+
+def _every(n: int, rows: int) -> np.ndarray:
+    return np.arange(rows) % n == n - 1
+
+
+def _shift(values: np.ndarray, **changes: float) -> Finding:
+    numbers = {"margin": 0.05, "exclude": 0.15, "false_alarm": 0.01, "miss": 0.05} | changes
+    return score_shift_within(name="shift", differences=values, **numbers)
+
+
+WHOLE = {
+    "below, passed": lambda: below([False] * 400),
+    "below, failed": lambda: below(_every(5, 60)),
+    "below, not known": lambda: below([False] * 40),
+    "below, a few failures": lambda: below(_every(300, 900), exclude=0.002),
+    "below, nothing": lambda: below([]),
+    "below, one burst": lambda: below([False] * 50 + [True] * 30),
+    "disagreement": lambda: disagreement_below(name="d", disagreed=_every(4, 80), limit=0.1, exclude=0.3, false_alarm=0.01, miss=0.05),
+    "rise, passed": lambda: against(served([True] * 600), served([True] * 2000)),
+    "rise, failed": lambda: against(served(~_every(4, 200)), served([True] * 2000)),
+    "rise, not known": lambda: against(served([True] * 60), served(~_every(50, 900))),
+    "rise, nothing beside": lambda: against(served([True] * 60), served([])),
+    "rise, nothing": lambda: against(served([]), served([True] * 60)),
+    "shift, passed": lambda: _shift(np.tile([0.01, -0.02, 0.0, 0.015], 400)),
+    "shift, failed": lambda: _shift(np.tile([0.2, 0.3], 400)),
+    "shift down, failed": lambda: _shift(np.tile([-0.2, -0.3], 400)),
+    "shift, not known": lambda: _shift(np.tile([0.4, -0.4], 30)),
+    "shift, at the edge": lambda: _shift(np.tile([0.05, 0.06], 900), margin=0.055, exclude=0.06),
+    "shift, nothing": lambda: _shift(np.array([])),
+    "shift, no number": lambda: _shift(np.array([0.1, np.nan])),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case):
+    """Every word and number of a finding is what people were promised."""
+    assert in_full(WHOLE[case]()) == expected("error_rates", case)

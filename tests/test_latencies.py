@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from whole_findings import expected, in_full
 
 from validation.contract import Finding, Outcome
 from validation.latencies import latency_not_worse
@@ -192,3 +193,19 @@ def test_numbers_that_make_no_sense_are_refused(numbers):
     """A margin that is not above the limit, a chance of 0 or 1."""
     with pytest.raises(ValueError, match="make no sense together"):
         judged(served(10, 10), served(10, 10), **numbers)
+
+
+WHOLE = {
+    "slower": lambda statistic: judged(served(20, 60, times=2.0, seed=1), served(100, 60, seed=2), statistic),
+    "like": lambda statistic: judged(served(50, 200, seed=3), served(50, 200, seed=4), statistic),
+    "not known": lambda statistic: judged(served(5, 20, times=1.15, seed=5), served(50, 20, seed=6), statistic),
+    "alone": lambda statistic: judged(served(50, 60, times=3.0, start_s=100.0, seed=7), served(50, 60, seed=8), statistic),
+    "few": lambda statistic: judged(served(1, 4, seed=9), served(1, 4, seed=10), statistic),
+}
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case, statistic):
+    """Every word and number of a finding is what people were promised."""
+    assert in_full(WHOLE[case](statistic)) == expected("latencies", f"{case}, {statistic}")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from airflow_home import ROOT
 from fakes import pair
+from whole_findings import expected, in_full
 
 from delivery.pairs import Asked, Pairs, Silence, compare
 from validation.contract import Outcome
@@ -131,3 +132,33 @@ def test_limits_that_decide_nothing_are_refused(changes: dict[str, Any]) -> None
     """Every limit has a margin above it, and a score's limits come together."""
     with pytest.raises(BadPolicy, match=r"shadow\."):
         replace(SHADOW, **changes)
+
+
+SHIFT: dict[str, Any] = {"score_shift": 0.05, "exclude_score_shift": 0.15}
+MISSING = pair(state="other_form", why="'scores' is missing")
+UNFINITE = pair(state="unfinite", why="'scores' has NaN")
+QUIET = pair(state="candidate_silent", why="candidate: UNAVAILABLE")
+WHOLE: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
+    "alike": ([pair()] * 200, {}),
+    "none": ([], {}),
+    "not asked for": ([], {"min_pairs": 0}),
+    "few": ([pair()] * 20, {}),
+    "stable silent": ([pair()] * 60 + [pair(state="stable_silent", why="stable: CANCELLED")] * 7, {}),
+    "candidate silent": ([pair()] * 60 + [QUIET] * 20, {}),
+    "other form": ([pair()] * 60 + [MISSING], {}),
+    "unfinite": ([pair()] * 60 + [UNFINITE] * 2, {}),
+    "flips": ([pair(flipped=True)] * 30 + [pair()] * 30, {}),
+    "numbers without tolerance": ([pair(flipped=None, difference=0.2)] * 60, {}),
+    "numbers within": ([pair(flipped=None, difference=0.2)] * 60, {"number_tolerance": 0.3}),
+    "shift": ([pair(difference=0.3)] * 900, SHIFT),
+    "no shift": ([pair()] * 900, SHIFT),
+    "no scores": ([pair(difference=None)] * 60, SHIFT),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_a_finding_is_whole(case: str) -> None:
+    """Every word and number of the findings is what people were promised."""
+    rows, changes = WHOLE[case]
+    found = paired_findings(rows, replace(SHADOW, **changes), false_alarm=1e-3, miss=0.05)
+    assert in_full(found) == expected("paired", case)

@@ -82,3 +82,22 @@ def test_the_command_tells_problems_and_bad_policies(tmp_path: Path, capsys: pyt
     assert "problem: the step at" in capsys.readouterr().out
     (tmp_path / "churn.toml").write_text("model = 3")
     assert main(["plan", str(tmp_path / "churn.toml"), "--rps", "10"]) == 64
+
+
+DIGITS = [
+    "digits at 130 requests/s; stable fails 0.050%, latency log-normal, log-sigma 0.5",
+    "  share  requests good passes after     must exclude sees errors from mean from  p99 from",
+    "   1.0%       156               8 s    50.00%, +500%            3.89%      +34%      +76%",
+    "  10.0%     2,351               9 s     5.00%, +100%            0.55%      +16%      +30%",
+    "  50.0%    11,831              27 s      0.50%, +25%            0.28%      +14%      +22%",
+    " 100.0%    25,273               8 s      0.50%, +25%            0.21%      +15%      +25%",
+    "errors of 0.5 % are found after 3,059 candidate requests: 39.2 min at 1.0%, 3.9 min at 10.0%, 0.8 min at 50.0%, 0.4 min at 100.0%",
+    "a p99 20 % beyond what is allowed, beside nine times the traffic on stable, after 1,793: "
+    "23.0 min at 1.0%, 2.3 min at 10.0%, 0.5 min at 50.0%, 0.2 min at 100.0%",
+]
+
+
+def test_the_report_is_whole(capsys: pytest.CaptureFixture[str]):
+    """What the README shows: shares, requests, times and the least rises that are seen, each in its column."""
+    main(["plan", str(FILE), "--rps", "130"])
+    assert capsys.readouterr().out.splitlines() == DIGITS
