@@ -92,8 +92,10 @@ DIGITS = [
     "  50.0%    11,831              27 s      0.50%, +25%            0.28%      +14%      +22%",
     " 100.0%    25,273               8 s      0.50%, +25%            0.21%      +15%      +25%",
     "errors of 0.5 % are found after 3,059 candidate requests: 39.2 min at 1.0%, 3.9 min at 10.0%, 0.8 min at 50.0%, 0.4 min at 100.0%",
-    "a p99 20 % beyond what is allowed, beside nine times the traffic on stable, after 1,793: "
-    "23.0 min at 1.0%, 2.3 min at 10.0%, 0.5 min at 50.0%, 0.2 min at 100.0%",
+    (
+        "a p99 20 % beyond what is allowed, beside nine times the traffic on stable, after 1,793: "
+        "23.0 min at 1.0%, 2.3 min at 10.0%, 0.5 min at 50.0%, 0.2 min at 100.0%"
+    ),
 ]
 
 
