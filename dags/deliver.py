@@ -23,20 +23,24 @@ from operators.rollback_sensor import RollbackSensor
 from operators.shadow import Shadow
 from operators.start_candidate import StartCandidate
 from operators.traffic_shift import TrafficShift
-from validation.policy import Policy, is_model_name, read_policies
+from validation.policy import STRATEGIES, Policy, is_model_name, read_policies
 
 FOLDER = Path(os.environ.get("PENSTOCK_POLICIES") or Path(__file__).parent / "policies")
 log = logging.getLogger(__name__)
-FORM = {
-    "version": Param(type="integer", minimum=1, title="Version", description="The model version to deliver, as numbered by MLflow."),
-    "strategy": Param(
-        "canary",
-        enum=["canary", "blue_green", "shadow"],
-        title="Strategy",
-        description="canary: shadow, then the policy's steps. blue_green: all traffic at once, watched. shadow: a mirror, no promotion.",
-    ),
-    "dry_run": Param(False, type="boolean", title="Dry run", description="Runs the gates only: no server, no traffic, no promotion."),
-}
+
+
+def form(strategy: str) -> dict[str, Param]:
+    """What a person is asked for who triggers a delivery by hand; an event leaves all but the version as it stands here."""
+    return {
+        "version": Param(type="integer", minimum=1, title="Version", description="The model version to deliver, as numbered by MLflow."),
+        "strategy": Param(
+            strategy,
+            enum=list(STRATEGIES),
+            title="Strategy",
+            description="shadow: a mirror; alone, it promotes nothing. canary: the policy's steps. blue_green: all at once, watched.",
+        ),
+        "dry_run": Param(False, type="boolean", title="Dry run", description="Runs the gates only: no server, no traffic, no promotion."),
+    }
 
 
 def deliver(policy: Policy) -> DAG:
@@ -48,7 +52,7 @@ def deliver(policy: Policy) -> DAG:
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
-        params=FORM,
+        params=form(policy.rollout.strategy),
         tags=["deliver", policy.owner],
         doc_md=__doc__,
     )
@@ -89,7 +93,7 @@ def refuse(model: str, why: str) -> DAG:
         catchup=False,
         max_active_runs=1,
         is_paused_upon_creation=False,
-        params=FORM,
+        params=form(STRATEGIES[0]),
     )
     with dag:
         BrokenPolicy(why=why)

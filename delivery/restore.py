@@ -83,7 +83,7 @@ def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[
     return Decision(findings=tuple(parts.done), outputs={"outcome": ending.outcome, "at": ending.at, "why": ending.why[:500]})
 
 
-def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "canary") -> Ending:
+def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "shadow then canary") -> Ending:
     """The ending that the verdicts of a delivery add up to; the first that did not pass decides. Rows: task, outcome, why."""
     told = list(rows)
     if first := next((row for row in told if row.get("outcome") != "passed"), None):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from operators.task import TaskOperator, verdicts
-from validation.policy import Step, section
+from validation.policy import Step, parts, section
 
 
 class RolloutOperator(TaskOperator):
@@ -20,7 +20,7 @@ class RolloutOperator(TaskOperator):
         params = context["params"]
         if params.get("dry_run"):
             return "a dry run ends after the gates"
-        if params["strategy"] not in self.strategies:
+        if not set(parts(params["strategy"])) & set(self.strategies):
             return f"not part of the strategy {params['strategy']}"
         if self.needs_stable and self.inputs(context)["stable_version"] == 0:
             return "nothing is stable yet: there is no traffic to share"
@@ -39,7 +39,7 @@ class StepOperator(RolloutOperator):
         self.step = step
 
     def skip_reason(self, context: Mapping[str, Any]) -> str | None:
-        if context["params"]["strategy"] == "blue_green" and self.step.permille < 1000:
+        if "blue_green" in parts(context["params"]["strategy"]) and self.step.permille < 1000:
             return "blue_green shifts all traffic at once"
         return super().skip_reason(context)
 

@@ -12,7 +12,7 @@ from validation.policy import section
 class Shadow(RolloutOperator):
     noun = "shadow"
     deferrable = True
-    strategies = ("canary", "shadow")
+    strategies = ("shadow",)
 
     def limits(self, context: Mapping[str, Any]) -> dict[str, Any]:
         return {**super().limits(context), "shadow": section(self.policy.shadow)}

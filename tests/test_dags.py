@@ -12,7 +12,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 from airflow_home import ROOT
 
-from validation.policy import read_policy
+from validation.policy import STRATEGIES, read_policy
 
 NOUNS = ["claim", "export", "golden_set", "distribution", "package", "latency_benchmark", "start_candidate", "shadow"]
 STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
@@ -58,7 +58,8 @@ def test_the_form_offers_version_strategy_and_dry_run(dags: DagBag) -> None:
     """The trigger form in the UI asks for these three, and the version has no default."""
     params = dags.dags["deliver_digits"].params
     assert list(params) == ["version", "strategy", "dry_run"]
-    assert params.get_param("strategy").schema["enum"] == ["canary", "blue_green", "shadow"]
+    assert params.get_param("strategy").schema["enum"] == list(STRATEGIES)
+    assert params["strategy"] == read_policy(ROOT / "dags" / "policies" / "digits.toml").rollout.strategy
     assert params.get_param("version").schema["minimum"] == 1
 
 

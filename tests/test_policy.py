@@ -169,6 +169,7 @@ def test_values_of_another_kind_are_refused(rows, place, value, words):
         (("shadow", "permille"), 1001, "from 1 to 1000"),
         (("shadow", "min_seconds"), 90.0, "must lie below max_seconds"),
         (("rollout", "newer"), "ignore", "allowed: waits, supersedes"),
+        (("rollout", "strategy"), "canary, shadow", "allowed: shadow then canary, shadow then blue_green, canary"),
         (("rollout", "lease_seconds"), 1.0, "from 2 to 600"),
         (("rollout", "false_alarm"), 0.0, "above 0 to 0.5"),
         (("rollout", "error_limit"), 0.9, "from|above"),

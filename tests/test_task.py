@@ -100,7 +100,7 @@ class FakeTaskInstance:
 
 
 def context(ti: FakeTaskInstance | None = None, **params: Any) -> dict[str, Any]:
-    defaults = {"version": 2, "strategy": "canary", "dry_run": False}
+    defaults = {"version": 2, "strategy": "shadow then canary", "dry_run": False}
     return {"ti": ti or FakeTaskInstance(claim=CLAIM, export=EXPORT), "run_id": "deliver__digits__v2", "params": {**defaults, **params}}
 
 
@@ -290,6 +290,8 @@ async def test_the_trigger_keeps_the_watch_alive_until_it_ends(use, tmp_path: Pa
         ({}, 0, ["shadow", "traffic_shift_10", "traffic_shift_1000"]),
         ({"dry_run": True}, 1, ["shadow", "traffic_shift_10", "traffic_shift_1000", "promote"]),
         ({"strategy": "blue_green"}, 1, ["shadow", "traffic_shift_10"]),
+        ({"strategy": "shadow then blue_green"}, 1, ["traffic_shift_10"]),
+        ({"strategy": "canary"}, 1, ["shadow"]),
         ({"strategy": "shadow"}, 1, ["traffic_shift_10", "traffic_shift_1000", "promote"]),
     ],
 )

@@ -336,6 +336,17 @@ class Margins:
     final: bool
 
 
+STRATEGIES = ("shadow then canary", "shadow then blue_green", "canary", "blue_green", "shadow")
+"""What a rollout may consist of, in this order: a mirror first, then the policy's steps or all traffic at once. A mirror alone promotes
+nothing.
+"""
+
+
+def parts(strategy: str) -> tuple[str, ...]:
+    """The parts of a strategy: of `shadow then canary` the mirror and the steps."""
+    return tuple(strategy.split(" then "))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
     """Shares and what they must show. `false_alarm` is the chance to take back a good candidate over the whole rollout.
@@ -344,7 +355,8 @@ class Rollout:
     99th percentile) surely worse than stable's by more than the share `latency_worse`. A step is passed when it excludes whatever would
     do more than the damage budgets at the next share: `damage_errors` (share of all requests that fail) and `damage_latency` (rise of
     latency, averaged over all requests). Requests of the candidate's first `warmup_seconds` say nothing about latency. For `bake_seconds`
-    after its promotion a version is judged on. A pause, and the wait for an approval, end after `pause_max_seconds`.
+    after its promotion a version is judged on. A pause, and the wait for an approval, end after `pause_max_seconds`. `strategy` is what a
+    delivery does that nobody gave another one.
     """
 
     newer: str
@@ -362,9 +374,11 @@ class Rollout:
     bake_seconds: float = 0.0
     pause_max_seconds: float = 86_400.0
     slices: TrafficSlices | None = None
+    strategy: str = "shadow then canary"
 
     def __post_init__(self) -> None:
         _one_of((self.newer,), ("waits", "supersedes"), "rollout.newer")
+        _one_of((self.strategy,), STRATEGIES, "rollout.strategy")
         _within(self.lease_seconds, 2, 600, "rollout.lease_seconds")
         for name in ("false_alarm", "miss", "error_limit", "error_rise", "damage_errors"):
             _within(getattr(self, name), 0, 0.5, f"rollout.{name}", open_low=True)
