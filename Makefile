@@ -3,6 +3,7 @@
 # make check   linters, types, import rules
 # make up      starts the local stack for your own models;   make down stops it;   make status shows it
 # make bench   measures the figures of docs/benchmarks.json   (FULL=1 for the long ones)
+# make chaos   kills and freezes every part at every stage of deliveries under traffic, and prints what came of it (45 minutes)
 # make extras  installs what exports heavy flavours: XGBoost and LightGBM, PyTorch, TensorFlow (or one: EXTRAS=export_torch)
 # make test-extras   runs their tests
 # make lock    resolves docker/*/requirements.in again
@@ -22,7 +23,7 @@ CODE := validation delivery operators stack demo bench
 
 EXTRAS ?= extras
 
-.PHONY: demo test check up down status bench extras test-extras lock clean
+.PHONY: demo test check up down status bench chaos extras test-extras lock clean
 .NOTPARALLEL:
 
 demo:
@@ -51,6 +52,10 @@ down status:
 bench:
 	@$(ENVIRONMENTS) running
 	@"$(STACK)" -m bench
+
+chaos:
+	@$(ENVIRONMENTS) running
+	@"$(STACK)" -m bench chaos
 
 extras:
 	@$(ENVIRONMENTS) $(EXTRAS)

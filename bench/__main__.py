@@ -1,6 +1,6 @@
 """`make bench`: measures, writes `docs/benchmarks.json` and the README's table. `FULL=1` adds what takes a quarter of an hour.
 
-Names on the command line choose, those of `ON_A_STACK`, `ALONE` and faults. Exit status 1 when a figure misses its goal.
+Names on the command line choose, those of `ON_A_STACK`, `WITH_TRAFFIC` and `ALONE`. Exit status 1 when a figure misses its goal.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import conformance, error_rates, events, faults, figures, gateway, golden_set, idle, latencies, mutation, offline, whole
+from bench import chaos, conformance, error_rates, events, faults, figures, gateway, golden_set, idle, latencies, mutation, offline, whole
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
 
 ON_A_STACK: dict[str, Callable[[World], list[Figure]]] = {"idle": idle.measure, "events": events.measure}
+WITH_TRAFFIC: dict[str, Callable[[World], list[Figure]]] = {"faults": faults.measure, "chaos": chaos.measure}
 ALONE: dict[str, Callable[[], list[Figure]]] = {
     "offline": offline.measure,
     "error_rates": error_rates.measure,
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     measured: list[Figure] = []
     try:
         measured += _on_a_stack([name for name in names if name in ON_A_STACK])
-        measured += _with_traffic() if "faults" in names else []
+        measured += _with_traffic([name for name in names if name in WITH_TRAFFIC])
         for name in (name for name in names if name in ALONE):
             measured += ALONE[name]()
     finally:
@@ -59,11 +60,14 @@ def _on_a_stack(names: Sequence[str]) -> list[Figure]:
         world.close()
 
 
-def _with_traffic() -> list[Figure]:
+def _with_traffic(names: Sequence[str]) -> list[Figure]:
+    """Measures what needs v1 stable and a client."""
+    if not names:
+        return []
     world = World(os.environ, "bench")
     try:
         world.open_with_traffic()
-        return faults.measure(world)
+        return [figure for name in names for figure in WITH_TRAFFIC[name](world)]
     finally:
         world.close()
 

@@ -21,6 +21,7 @@ from demo.services import Airflow, Director, NotNow, Registry, Version
 from demo.stage import Stage
 from stack import processes, supervisor
 from stack.keys import read_keys
+from stack.services import servers, table
 from stack.settings import ROOT, state_folder
 from stack.up import shared_memory_prefix
 
@@ -47,6 +48,7 @@ class World:
         self.stage = Stage(environ, folder=name)
         self.state = self.stage.state
         self._earlier: list[dict[str, Any]] = []
+        self.excused_errors = 0  # of the client's, while what it needs was itself dead
 
     def open(self) -> None:
         """The stack up on fresh data, its DAGs loaded."""
@@ -109,6 +111,20 @@ class World:
         self.airflow.reparse(DELIVER)
         self.airflow.reparse("registry_sweep")
 
+    @contextmanager
+    def policy_with(self, *changes: tuple[str, str]) -> Iterator[None]:
+        """Meanwhile the policy has other words; each must stand in it."""
+        before = text = self.policy()
+        for old, new in changes:
+            if old not in text:
+                raise Unexpected(f"the policy has no {old!r}")
+            text = text.replace(old, new)
+        self.write_policy(MODEL, text)
+        try:
+            yield
+        finally:
+            self.write_policy(MODEL, before)
+
     def policy(self, model: str = MODEL) -> str:
         return (self.policies / f"{model}.toml").read_text()
 
@@ -161,6 +177,14 @@ class World:
         version = self.version(number)
         return version.tags.get("penstock.why", "") if version else ""
 
+    def findings(self, number: int, task: str) -> dict[str, dict[str, Any]]:
+        """What a task of the version's ended delivery found, by name, as its evidence in the registry holds it."""
+        version = self.version(number)
+        place = (version.tags.get("penstock.evidence", "") if version else "").partition(":/")[2]
+        url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow-artifacts/artifacts/{place.lstrip('/')}/{task}/findings.json"
+        answer = httpx.get(url, timeout=10, trust_env=False).raise_for_status()
+        return {row["name"]: row for row in answer.json()}
+
     def run_of(self, number: int) -> str:
         """The id of the run that this version's event makes."""
         return f"deliver__{MODEL}__v{number}"
@@ -192,10 +216,11 @@ class World:
         return subprocess.run([python, "-m", "delivery.command", *words, "--who", "ada"], env=environ, check=False).returncode
 
     def client_errors(self) -> int:
-        return sum(int(line["errors"]) for line in self._client_lines())
+        """What the client met and nobody excused."""
+        return sum(int(line["errors"]) for line in self.client_lines()) - self.excused_errors
 
     def error_samples(self) -> list[str]:
-        return [sample for line in self._client_lines() for sample in line["error_samples"]][-5:]
+        return [sample for line in self.client_lines() for sample in line["error_samples"]][-5:]
 
     def restart(self) -> None:
         """The stack down and up again on the same data; the client, whose lines so far are kept, is away meanwhile."""
@@ -208,7 +233,7 @@ class World:
     def client_away(self) -> Iterator[None]:
         """No client meanwhile, for what no gateway can hide; the lines that it wrote so far are kept."""
         self.stage.stop_programs()
-        self._earlier = self._client_lines()
+        self._earlier = self.client_lines()
         yield
         self.stage.client(MODEL)
 
@@ -248,7 +273,18 @@ class World:
         """SIGKILL for one process; returns when it is gone."""
         _kill([psutil.Process(pid)])
 
-    def _client_lines(self) -> list[dict[str, Any]]:
+    def is_ready(self, program: str) -> bool:
+        """Whether this program, a service or a server, runs and answers as `up` would have it."""
+        settings = self.stage.settings
+        service = (table(settings, read_keys(self.state)) | servers(settings)).get(program)
+        state = supervisor.states(settings).get(program, {})
+        return service is not None and state.get("statename") == "RUNNING" and service.probe(float(state["start"])) is None
+
+    def programs(self) -> list[str]:
+        """What supervisord knows, by name."""
+        return list(supervisor.states(self.stage.settings))
+
+    def client_lines(self) -> list[dict[str, Any]]:
         """Whole lines only: the client may be in the middle of writing one."""
         text = self.stage.client_lines.read_text()
         return [*self._earlier, *(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())]

@@ -123,8 +123,9 @@ class Airflow:
 class Director:
     """The director's HTTP API, reading only."""
 
-    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
         self._http = _client(url, transport)
+        self._http.timeout = httpx.Timeout(timeout_s)
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def share(self, model: str, unix_s: float) -> Share:
@@ -136,6 +137,10 @@ class Director:
             permille=int((row["split"] or {}).get("permille", 0)),
             shadow_permille=int(row["shadow_permille"]),
         )
+
+    def previous(self, model: str) -> int:
+        """The version that was stable before, still loaded and asked where stable fails; 0 for none."""
+        return _number(_object(_send(self._http, "GET", f"/v1/models/{model}"))["previous"])
 
     def observations(self, model: str, after: int) -> dict[str, Any]:
         return _object(_send(self._http, "GET", f"/v1/models/{model}/observations?after={after}"))

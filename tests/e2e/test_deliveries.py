@@ -57,14 +57,17 @@ def test_the_same_event_again_is_one_delivery(world: World) -> None:
 
 
 def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -> None:
-    """A person asks for a version by the UI's form: the gates run, no server starts, no traffic moves, and the registry says so."""
+    """A person asks for one by the UI's form: the gates run, also against what users asked of late; no server starts, no traffic moves."""
     stable = world.share().stable
     number = world.register_again(1)
-    run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
-    assert world.ended(number, run) == "dry_run"
+    with world.policy_with(("min_rows = 600", "traffic_drift = true\nmin_rows = 600")):
+        run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
+        assert world.ended(number, run) == "dry_run"
     states = {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
     assert (states["latency_benchmark"], states["start_candidate"], states["promote"]) == ("success", "skipped", "skipped")
     assert (world.share().stable, world.share().candidate) == (stable, 0)
+    like_traffic = world.findings(number, "golden_set")["golden_traffic_drift"]
+    assert (like_traffic["outcome"], "rows of recent traffic" in like_traffic["why"]) == ("passed", True), like_traffic
 
 
 def test_the_webhook_refuses_what_mlflow_did_not_sign(world: World) -> None:

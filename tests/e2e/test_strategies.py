@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 
 from bench.world import DELIVER, MODEL, World
@@ -52,7 +49,7 @@ def test_a_shadow_mirrors_and_promotes_nothing(world: World) -> None:
 def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) -> None:
     """Under `supersedes` a version in mid-canary is taken back when a newer one wants its turn, and both end with a reason."""
     stable = world.share().stable
-    with _newer(world, "supersedes"):
+    with world.policy_with(('newer = "waits"', 'newer = "supersedes"')):
         number = world.register_again(stable)
         run = world.airflow.trigger(DELIVER, version=number)
         world.until_share(10)
@@ -62,16 +59,6 @@ def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) 
         assert world.outcome(newer) == "refused"
     share = world.share()
     assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
-
-
-@contextlib.contextmanager
-def _newer(world: World, word: str) -> Iterator[None]:
-    before = world.policy()
-    try:
-        world.write_policy(MODEL, before.replace('newer = "waits"', f'newer = "{word}"'))
-        yield
-    finally:
-        world.write_policy(MODEL, before)
 
 
 def test_a_person_pauses_and_aborts_a_rollout(world: World) -> None:
@@ -87,3 +74,19 @@ def test_a_person_pauses_and_aborts_a_rollout(world: World) -> None:
     assert (share.stable, share.permille) == (stable, 0)
     assert world.ended(number, run) == "rolled_back"
     assert "aborted by ada: wrong data" in world.why(number)
+
+
+def test_a_version_that_turns_bad_while_it_bakes_is_undone(world: World) -> None:
+    """The policy says blue-green, and its word counts; promoted, the version fails on new inputs: the one before is stable again."""
+    stable = world.share().stable
+    words = ('strategy = "shadow then canary"', 'strategy = "blue_green"'), ("bake_seconds = 5", "bake_seconds = 60")
+    with world.policy_with(*words):
+        number = world.deliver("v4")
+        world.until(lambda: world.share().stable == number or None, "the promotion", 300)
+        world.stage.use_new_scanner(200)
+        assert world.outcome(number) == "rolled_back", world.why(number)
+        world.stage.use_new_scanner(0)
+    told = states(world, world.run_of(number))
+    assert (told["shadow"], told["traffic_shift_10"], told["promote"], told["bake"]) == ("skipped", "skipped", "success", "failed")
+    assert "requests failed" in world.why(number)
+    assert (world.registry.alias(MODEL, "production"), world.share().stable) == (stable, stable)

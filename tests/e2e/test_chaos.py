@@ -1,0 +1,60 @@
+"""Every part is hit once, each at another stage of a delivery under traffic; `make chaos` hits each at every stage, killed and frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from signal import SIGKILL, SIGSTOP
+
+import pytest
+
+from bench.chaos import ENDS, PARTS, Blow, Chaos, Struck, quick_policy
+from bench.world import MODEL, World
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+ROUNDS = (
+    (
+        Blow("gates", "task", SIGKILL),
+        Blow("shadow", "recorder", SIGSTOP),
+        Blow("shadow", "stable", SIGKILL),
+        Blow("first step", "director", SIGSTOP),
+        Blow("half", "mlflow", SIGKILL),
+        Blow("promoted", "scheduler", SIGKILL),
+    ),
+    (
+        Blow("gates", "api-server", SIGKILL),
+        Blow("shadow", "envoy", SIGKILL),
+        Blow("first step", "task", SIGSTOP),
+        Blow("half", "director", SIGKILL),
+        Blow("promoted", "triggerer", SIGSTOP),
+    ),
+    (Blow("half", "candidate", SIGKILL),),
+)
+
+
+@pytest.fixture(scope="module")
+def struck(world: World) -> Iterator[list[Struck]]:
+    """What came of each blow; the policy is the demo's with a step less meanwhile."""
+    before = world.policy()
+    world.write_policy(MODEL, quick_policy(before))
+    chaos = Chaos(world)
+    for blows in ROUNDS:
+        chaos.deliver(blows)
+    yield chaos.struck
+    world.write_policy(MODEL, before)
+
+
+def test_every_part_is_hit(struck: list[Struck]) -> None:
+    """A delivery that never came to a stage would prove nothing."""
+    assert [each.blow for each in struck] == [blow for blows in ROUNDS for blow in blows]
+    assert {each.blow.part for each in struck} == set(PARTS)
+
+
+def test_nothing_that_dies_breaks_a_promise(struck: list[Struck]) -> None:
+    """No error for users but at a dead gateway, no share above the acknowledged one, back or taken up within the lease, a defined end."""
+    assert [f"{each.blow}: {fault}" for each in struck for fault in each.faults] == []
+    assert {each.outcome for each in struck} <= ENDS
+
+
+def test_a_candidate_that_dies_is_taken_back(struck: list[Struck]) -> None:
+    """With half of the traffic on it."""
+    assert [each.outcome for each in struck if each.blow.part == "candidate"] == ["rolled_back"]
