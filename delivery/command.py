@@ -4,7 +4,7 @@
 |----------------------------------------------------------------|-----------------------------------------------|------------------------|
 | check                                                          | runs a gate on loose files                    | what a check needs     |
 | plan                                                           | says what a policy's steps can see            | numpy                  |
-| replay, explain                                                | decides a watched step again, says why        | numpy, pyarrow, httpx  |
+| replay, explain                                                | decides a watch again, says why               | numpy, pyarrow, httpx  |
 | status, pause, resume, promote, approve, abort, undo, retry    | shows and steers deliveries                   | httpx, a running stack |
 
 Exit status 64 for wrong usage; each word's own module says what 0, 1 and 2 mean.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from delivery.director_client import Director, DirectorUnreachable
 from delivery.orders import place
 from delivery.paired import Paired
 from delivery.recorder_client import Recorder
-from delivery.rollout import PATIENCE_S, Plan, limit, watch
-from validation.contract import BadSpec, Decision, Finding, Outcome, Spec
-from validation.judges import errors_below
-from validation.paired import paired_findings
-from validation.policy import Rollout, Shadow, Trigger
-from validation.rollout_judge import SHADOW_PART
+from delivery.rollout import JUDGED, PATIENCE_S, Plan, limit, watch
+from validation.contract import BadSpec, Decision, Finding, Spec, sha256
+from validation.policy import Rollout, Shadow, Trigger, section
+from validation.shadow_judge import chances, judge_shadow
+
+COUNTS, PAIRS = "mirrored.json", "paired.jsonl"
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -74,15 +73,18 @@ class Mirror:
         self.director.put_shadow(self.spec.model, 0)
 
     def findings(self) -> tuple[Finding, ...]:
-        requests, failures = self.looks[-1]
-        if min(requests, failures) < 0:
-            return (Finding(name="mirrored_errors", outcome=Outcome.INCONCLUSIVE, why="the gateway's counters fell: it was restarted"),)
-        return (self._enough(requests), self._errors(requests, failures), *self._alike())
+        return judge_shadow(*self.looks[-1], self.paired.rows, self.shadow, self.rollout)
 
     def record(self, evidence: Path) -> None:
+        """Counts at each look, the pairs, and what they were judged by: `penstock replay` decides again from these."""
         rows = [{"requests": requests, "failures": failures} for requests, failures in self.looks]
-        (evidence / "mirrored.json").write_text(json.dumps(rows))
-        (evidence / "paired.jsonl").write_text("".join(json.dumps(each) + "\n" for each in self.paired.rows))
+        (evidence / COUNTS).write_text(json.dumps(rows))
+        (evidence / PAIRS).write_text("".join(json.dumps(each) + "\n" for each in self.paired.rows))
+        words = {"model": self.spec.model, "version": self.spec.version, "stable": self.paired.stable, "delivery": self.spec.delivery}
+        limits = {"shadow": section(self.shadow), "rollout": section(self.rollout)}
+        digests = {"spec": self.spec.digest, **{name: sha256((evidence / name).read_bytes()) for name in (COUNTS, PAIRS)}}
+        row = {**words, **limits, "chance_of_false_alarm": chances(self.rollout), "sha256": digests}
+        (evidence / JUDGED).write_text(json.dumps(row, indent=1))
 
     def outputs(self) -> dict[str, Any]:
         requests, failures = self.looks[-1]
@@ -94,29 +96,3 @@ class Mirror:
     def _counters(self) -> tuple[int, int]:
         seen = self.director.mirrored(self.spec.model)
         return seen.requests, seen.failures
-
-    def _enough(self, requests: int) -> Finding:
-        least = self.shadow.min_requests
-        return Finding(
-            name="mirrored_requests",
-            outcome=Outcome.PASSED if requests >= least else Outcome.INCONCLUSIVE,
-            why=f"{requests} mirrored requests of at least {least}",
-            observed=float(requests),
-            limit=float(least),
-            advice=None if requests >= least else "more traffic, or a longer max_seconds in [shadow]",
-        )
-
-    def _errors(self, requests: int, failures: int) -> Finding:
-        return errors_below(
-            name="mirrored_errors",
-            failures=min(failures, requests),
-            n=requests,
-            limit=self.rollout.error_limit,
-            exclude=self.shadow.exclude_error_rate,
-            false_alarm=self.rollout.false_alarm * SHADOW_PART / 2,
-            miss=self.rollout.miss,
-        )
-
-    def _alike(self) -> Iterator[Finding]:
-        false_alarm = self.rollout.false_alarm * SHADOW_PART / 2
-        return paired_findings(self.paired.rows, self.shadow, false_alarm=false_alarm, miss=self.rollout.miss)

@@ -16,8 +16,8 @@ from registry_fixtures import mlflow_address_fixture, model_fixture, register_an
 from delivery import rollout
 from delivery.bake import bake
 from delivery.director_client import DirectorUnreachable, Row, Rows
+from delivery.judged import JudgedStep, differences, read
 from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, UNDONE_BY, WHY, Registry
-from delivery.replay import Judged, differences
 from validation.contract import BadSpec, Bundle, Decision, Outcome, Spec, Stable, sha256, worst
 from validation.policy import read_policy, section
 
@@ -123,11 +123,13 @@ def test_a_bake_can_be_decided_again(registry: Registry, model: str, tmp_path: P
     assert differences(replace(judged, rollout=replace(judged.rollout, false_alarm=0.001))) != []
 
 
-def written(folder: Path) -> Judged:
+def written(folder: Path) -> JudgedStep:
     """What a replay reads of the folder, whose manifest the task's frame writes."""
     rows = {each.name: sha256(each.read_bytes()) for each in folder.iterdir()}
     (folder / "manifest.json").write_text(json.dumps(rows))
-    return Judged.read(folder)
+    judged = read(folder)
+    assert isinstance(judged, JudgedStep)
+    return judged
 
 
 def test_nothing_is_undone_for_lack_of_evidence(registry: Registry, model: str, tmp_path: Path) -> None:

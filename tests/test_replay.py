@@ -1,4 +1,4 @@
-"""Replay and explain: a watched step decided again from its evidence, and why it was decided so."""
+"""Replay and explain: a watch decided again from its evidence, and why it was decided so."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from pathlib import Path
 
 import pytest
 from airflow_home import ROOT
+from fakes import pair
 
 from delivery.director_client import Row
-from delivery.replay import NoEvidence, main
+from delivery.judged import JudgedMirror, NoEvidence, read
+from delivery.paired import Paired
+from delivery.replay import main
 from delivery.rollout import Split
 from delivery.rollout_evidence import RolloutLog
+from delivery.shadow import Mirror
 from validation.contract import Bundle, Decision, Finding, Outcome, Spec, Stable, seal_evidence, worst
 from validation.policy import read_policy
 
-ROLLOUT = read_policy(ROOT / "dags" / "policies" / "digits.toml").rollout
+POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
+ROLLOUT = POLICY.rollout
+STEP_FILES, MIRROR_FILES = (
+    ("requests.parquet", "judged.json", "findings.json"),
+    ("mirrored.json", "paired.jsonl", "judged.json", "findings.json"),
+)
 BUNDLE = Bundle(uri="file:///b", sha256="0")
 SPEC = Spec(
     task="rollback_sensor",
@@ -45,6 +54,51 @@ def watched(folder: Path, *, fails: int = 0, times: float = 1.0, rows: int = 200
     return worst(each.outcome for each in findings)
 
 
+def mirrored(folder: Path, *, requests: int = 400, failures: int = 0, other: int = 0, nan: int = 0) -> Outcome:
+    """Evidence as the mirror writes it, of so many requests and of 90 pairs, the last of which differ or are no numbers."""
+    rows = [pair(number) for number in range(90 - other - nan)]
+    rows += [pair(flipped=True, difference=0.4)] * other + [pair(state="unfinite", why="'scores' has NaN", flipped=None)] * nan
+    paired = Paired(recorder=None, model="digits", stable=1, candidate=2, rows=rows)
+    mirror = Mirror(spec=SPEC, shadow=POLICY.shadow, rollout=ROLLOUT, director=None, paired=paired)  # type: ignore[arg-type] -- not asked
+    mirror.looks.append((requests, failures))
+    folder.mkdir(exist_ok=True)
+    findings = mirror.findings()
+    mirror.record(folder)
+    seal_evidence(folder, Decision(findings=findings))
+    return worst(each.outcome for each in findings)
+
+
+MIRRORS = [
+    ({}, Outcome.PASSED, "90 pairs of answers"),
+    ({"failures": 40}, Outcome.FAILED, "of its 40 failures fewer"),
+    ({"other": 60}, Outcome.FAILED, "of its 60 other answers alike"),
+    ({"nan": 2}, Outcome.FAILED, "with 2 of its 2 other answers alike"),
+    ({"requests": 20}, Outcome.INCONCLUSIVE, "Missing: more traffic"),
+    ({"requests": -3}, Outcome.INCONCLUSIVE, "the gateway's counters fell"),
+]
+
+
+@pytest.mark.parametrize(("case", "outcome", "words"), MIRRORS)
+def test_a_mirror_is_decided_again_and_explained(tmp_path: Path, case, outcome, words, capsys: pytest.CaptureFixture[str]):
+    """Whatever the outcome was, the same findings follow from counts and pairs, and the change that turns them is named."""
+    assert mirrored(tmp_path / "e", **case) is outcome
+    assert main(["replay", (tmp_path / "e").as_uri()]) == 0
+    assert "the same findings as were written down" in capsys.readouterr().out
+    assert main(["explain", str(tmp_path / "e")]) == 0
+    assert words in capsys.readouterr().out
+
+
+def test_so_many_answers_alike_and_no_fewer_turn_a_mirror(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The number that is named is the smallest."""
+    mirrored(tmp_path / "e", other=60)
+    main(["explain", str(tmp_path / "e")])
+    fewer = int(capsys.readouterr().out.split("failed with ")[1].split()[0])
+    assert isinstance(read(tmp_path / "e"), JudgedMirror)
+    found = [mirrored(tmp_path / f"{n}", other=60 - n) for n in (fewer - 1, fewer)]
+    assert found[0] is Outcome.FAILED
+    assert found[1] is not Outcome.FAILED
+
+
 @pytest.mark.parametrize("case", [{}, {"fails": 5}, {"times": 1.6}, {"rows": 40}])
 def test_a_step_is_decided_again_bit_for_bit(tmp_path: Path, case, capsys: pytest.CaptureFixture[str]):
     """Whatever the outcome was, the same findings follow from the evidence."""
@@ -69,20 +123,23 @@ def test_findings_that_were_changed_are_told(tmp_path: Path, capsys: pytest.Capt
     assert "errors: passed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["requests.parquet", "judged.json", "findings.json"])
-def test_evidence_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, name, capsys: pytest.CaptureFixture[str]):
+EVERY_FILE = [*((watched, name) for name in STEP_FILES), *((mirrored, name) for name in MIRROR_FILES)]
+
+
+@pytest.mark.parametrize(("made", "name"), EVERY_FILE)
+def test_evidence_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path, made, name, capsys: pytest.CaptureFixture[str]):
     """A byte more in any file."""
-    watched(tmp_path / "e")
+    made(tmp_path / "e")
     with (tmp_path / "e" / name).open("ab") as file:
         file.write(b" ")
     assert main(["replay", str(tmp_path / "e")]) == 64
     assert f"{name} is not what the manifest says" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["requests.parquet", "judged.json", "findings.json"])
-def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path, name, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(("made", "name"), EVERY_FILE)
+def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path, made, name, capsys: pytest.CaptureFixture[str]):
     """Nothing is read that nobody vouches for."""
-    watched(tmp_path / "e")
+    made(tmp_path / "e")
     path = tmp_path / "e" / "manifest.json"
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != name}))
     assert main(["replay", str(tmp_path / "e")]) == 64
@@ -92,7 +149,7 @@ def test_a_file_that_the_manifest_does_not_name_is_refused(tmp_path: Path, name,
 def test_no_evidence_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """An empty folder."""
     assert main(["explain", str(tmp_path)]) == 64
-    assert "no evidence of a watched step" in capsys.readouterr().err
+    assert "no evidence of a watch" in capsys.readouterr().err
     assert issubclass(NoEvidence, ValueError)
 
 
