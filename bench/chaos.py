@@ -248,7 +248,8 @@ class Chaos:
 
 
 def quick_policy(text: str) -> str:
-    """The demo's policy without its second step: what is hit at a step is hit at the first or at half of the traffic."""
+    """The demo's policy without its second step, and with a mirror long enough for two blows."""
+    text = re.sub(r"(?<=permille = 1000\n)min_seconds = 6(?=\n)", "min_seconds = 12", text, count=1)
     return re.sub(r"\[\[rollout\.steps\]\]\npermille = 100\n.*?(?=\n\[)", "", text, count=1, flags=re.DOTALL)
 
 

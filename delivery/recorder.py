@@ -34,12 +34,13 @@ from aiohttp import web
 from delivery.gateway import BUFFER_BYTES, LOOPBACK, MODEL_HEADER
 from delivery.inference import HEADER_LENGTH, INFER, Malformed, read_answer, read_http, read_request, write_request
 from delivery.pairs import Asked, Pairs, Silence, compare
-from delivery.sample import ROWS_KEPT, Sample, parquet
+from delivery.sample import DAYS_KEPT, ROWS_KEPT, Sample, parquet
 from delivery.traffic import Backend, checked_model
 
 ANSWER_WITHIN_S = 5.0
 PAIRS_AT_ONCE = 8
 VIEW_S = 1.0
+FORGET_EVERY_S, DAY_S = 600.0, 86_400.0
 BEHIND = 64  # requests taken in and not done with; more than these are dropped
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),
@@ -300,10 +301,19 @@ async def run(given: argparse.Namespace, state: Path, director_url: str, token: 
         runner = web.AppRunner(application(mirrored, Api(recorder, sample, pairs), token), access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, given.http_port).start()
+        forgetting = asyncio.create_task(_forget(sample, given.days_kept * DAY_S))
         await stop.wait()
+        forgetting.cancel()
         await runner.cleanup()
         await server.stop(0.5)
         await servers.close()
+
+
+async def _forget(sample: Sample, kept_s: float) -> None:
+    """At once and then every ten minutes: what is older than that goes, also of models that nobody asks any more."""
+    while True:
+        sample.forget(time.time() - kept_s)
+        await asyncio.sleep(FORGET_EVERY_S)
 
 
 async def _serve_grpc(mirrored: Mirrored, port: int) -> grpc.aio.Server:
@@ -321,6 +331,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument("--grpc-port", type=int, required=True)
     parser.add_argument("--rows-kept", type=int, default=ROWS_KEPT, help="of each model's requests, at least so many once they came")
+    parser.add_argument("--days-kept", type=float, default=DAYS_KEPT, help="after which rows are deleted; 0 deletes what there is")
     parser.add_argument("--pairs-per-s", type=float, default=10.0, help="requests of a model that both versions are asked about")
     return parser.parse_args(given)
 

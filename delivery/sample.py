@@ -21,6 +21,7 @@ import numpy as np
 from delivery.inference import read_request, write_request
 
 ROWS_KEPT = 20_000
+DAYS_KEPT = 7.0
 BYTES_KEPT = 64 << 20
 OLDEST, NEWEST = "penstock.oldest_unix_s", "penstock.newest_unix_s"
 _HEAD = struct.Struct("<dII")  # unix seconds, rows, bytes that follow
@@ -68,6 +69,13 @@ class Sample:
             have += record.rows
         requests = _of_one_form([(each.unix_s, read_request(each.body)[1]) for each in reversed(newest)])
         return _joined(requests, rows) if requests else None
+
+    def forget(self, before_unix_s: float) -> None:
+        """Deletes the segments that nothing was written to since; rows of a segment live as long as its newest."""
+        for path in self._folder.glob("*/*.rows"):
+            if path.stat().st_mtime < before_unix_s:
+                self._segments.pop(path.parent.name, None)
+                path.unlink()
 
     def _room(self, model: str, size: int) -> _Segment:
         segment = self._segments.get(model)

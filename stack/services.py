@@ -153,7 +153,9 @@ def _director(settings: Settings, keys: Keys) -> Service:
 
 def _recorder(settings: Settings, keys: Keys) -> Service:
     ports = ("--http-port", str(settings.ports.recorder_http), "--grpc-port", str(settings.ports.recorder_grpc))
-    limits = ("--rows-kept", str(settings.recorder.rows_kept), "--pairs-per-s", str(settings.recorder.pairs_per_s))
+    kept = settings.recorder
+    days = kept.days_kept if kept.permille else 0
+    limits = ("--rows-kept", str(kept.rows_kept), "--days-kept", str(days), "--pairs-per-s", str(kept.pairs_per_s))
     return Service(
         name="recorder",
         command=(str(settings.python("rollout")), "-m", "delivery.recorder", *ports, *limits),

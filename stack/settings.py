@@ -84,11 +84,13 @@ class Recorder:
 
     permille: int
     rows_kept: int
+    days_kept: int
     pairs_per_s: int
 
     def __post_init__(self) -> None:
         _need(0 <= self.permille <= 1000, "recorder.permille must be from 0 to 1000")
         _need(1 <= self.rows_kept <= 1_000_000, "recorder.rows_kept must be from 1 to 1000000")
+        _need(1 <= self.days_kept <= 366, "recorder.days_kept must be from 1 to 366")
         _need(1 <= self.pairs_per_s <= 1000, "recorder.pairs_per_s must be from 1 to 1000")
 
 

@@ -1,6 +1,8 @@
 """The sample of traffic on its way: kept by the recorder, sketched by `claim`, read by the gate."""
 
+import os
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,23 @@ def test_a_sample_is_bounded_and_keeps_the_last_rows(tmp_path: Path) -> None:
     everything = sample.last("digits", 10_000)
     assert everything is not None
     assert len(everything) <= 60
+
+
+def test_what_is_too_old_is_forgotten(tmp_path: Path) -> None:
+    """Files that nothing was written to since are deleted, of every model; what comes after is kept in a new one."""
+    sample = kept(tmp_path, 100, rows_kept=30)
+    sample.add("other", ROWS, 1000.0)
+    old, new = sorted((tmp_path / "digits").iterdir(), key=lambda each: int(each.stem))
+    os.utime(old, (1000.0, 1000.0))
+    sample.forget(time.time() - 60)
+    assert [each.name for each in (tmp_path / "digits").iterdir()] == [new.name]
+    sample.forget(time.time() + 60)
+    assert list(tmp_path.glob("*/*")) == []
+    assert sample.last("digits", 10) is None
+    sample.add("digits", ROWS, 2000.0)
+    found = sample.last("digits", 10)
+    assert found is not None
+    assert found.newest_unix_s == 2000.0
 
 
 def test_a_sample_is_bounded_in_bytes(tmp_path: Path) -> None:

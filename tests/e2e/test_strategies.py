@@ -61,8 +61,8 @@ def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) 
     assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
 
 
-def test_a_person_pauses_and_aborts_a_rollout(world: World) -> None:
-    """By command, in mid-canary: paused it keeps its share and does not grow; aborted it is back on stable at once, with who and why."""
+def test_a_person_pauses_aborts_and_retries_a_rollout(world: World) -> None:
+    """In mid-canary: paused it keeps its share, aborted it is back on stable at once; a retry is a delivery of its own."""
     stable = world.share().stable
     number = world.register_again(stable)
     run = world.airflow.trigger(DELIVER, version=number)
@@ -74,6 +74,19 @@ def test_a_person_pauses_and_aborts_a_rollout(world: World) -> None:
     assert (share.stable, share.permille) == (stable, 0)
     assert world.ended(number, run) == "rolled_back"
     assert "aborted by ada: wrong data" in world.why(number)
+    again = f"retry__{MODEL}__v{number}__{order(world, 'retry')}"
+    world.until(lambda: states(world, again).get("claim") == "success" or None, "the retry's claim", 120)
+    order(world, "abort")
+    assert world.ended(number, again) == "refused"
+    assert "aborted by airflow:admin: as the form says" in world.why(number)
+    assert world.share().stable == stable
+
+
+def order(world: World, action: str) -> str:
+    """Gives an order as Airflow's form does; the id of its run."""
+    run = world.airflow.trigger("steer", model=MODEL, action=action, why="as the form says")
+    world.until(lambda: world.airflow.run_state("steer", run) == "success" or None, f"the order {action}", 120)
+    return run
 
 
 def test_a_version_that_turns_bad_while_it_bakes_is_undone(world: World) -> None:
