@@ -204,7 +204,8 @@ ROLLOUT = Rollout(
 
 
 def _evidence(candidate: Served, stable: Served) -> Evidence:
-    return Evidence(candidate=candidate, stable=stable, slices=np.full(len(candidate), ""), step_since_s=0.0)
+    slices, stable_slices = (np.full(len(each), "") for each in (candidate, stable))
+    return Evidence(candidate=candidate, stable=stable, slices=slices, stable_slices=stable_slices, step_since_s=0.0)
 
 
 def _false_alarms(name: str, correlation: float) -> Figure:

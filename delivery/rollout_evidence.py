@@ -113,6 +113,7 @@ class RolloutLog:
             candidate=candidate.served,
             stable=stable.served,
             slices=candidate.slices,
+            stable_slices=stable.slices,
             step_since_s=step_since_s,
             whole_since_s=math.nextafter(self.gaps_unix_s[-1], math.inf) if self.gaps_unix_s else -math.inf,
         )

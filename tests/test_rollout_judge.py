@@ -11,7 +11,7 @@ from airflow_home import ROOT
 
 from validation.contract import Outcome, worst
 from validation.policy import TrafficSlices, read_policy
-from validation.rollout_judge import Evidence, chance, judge_rollout
+from validation.rollout_judge import Evidence, chance, judge_rollout, slice_chance
 from validation.served import Served
 
 ROLLOUT = read_policy(ROOT / "dags" / "policies" / "digits.toml").rollout
@@ -27,10 +27,12 @@ def served(n, *, start_s=0.0, seconds=60.0, fails=0, times=1.0, seed=0) -> Serve
     return Served(unix_s=unix_s, ok=ok, latency_ms=20 * times * np.exp(0.3 * random.normal(size=n)))
 
 
-def evidence(candidate, stable=None, *, slices="", **changes) -> Evidence:
+def evidence(candidate, stable=None, *, slices="", stable_slices="", **changes) -> Evidence:
     stable = served(3000, seed=9) if stable is None else stable
-    named = np.full(len(candidate), slices) if isinstance(slices, str) else slices
-    return Evidence(candidate=candidate, stable=stable, slices=named, **({"step_since_s": 0.0} | changes))
+    named, stable_named = (
+        np.full(len(each), names) if isinstance(names, str) else names for each, names in ((candidate, slices), (stable, stable_slices))
+    )
+    return Evidence(candidate=candidate, stable=stable, slices=named, stable_slices=stable_named, **({"step_since_s": 0.0} | changes))
 
 
 def outcomes(seen, step=THIRD, rollout=ROLLOUT) -> dict[str, Outcome]:
@@ -101,8 +103,11 @@ def test_the_least_number_of_requests_is_demanded():
 
 def test_a_slice_without_requests_is_not_a_pass():
     """Each value that the policy lists must be shown, once the next share is all of the traffic."""
-    found = outcomes(evidence(served(3000, seed=1), slices="a"), rollout=SLICED)
+    found = outcomes(evidence(served(3000, seed=1), slices="a", stable_slices="a"), rollout=SLICED)
     assert (found["errors[x-tenant=a]"], found["errors[x-tenant=b]"]) == (Outcome.PASSED, Outcome.INCONCLUSIVE)
+    assert (found["latency_mean[x-tenant=a]"], found["latency_mean[x-tenant=b]"]) == (Outcome.PASSED, Outcome.INCONCLUSIVE)
+    alone = outcomes(evidence(served(3000, seed=1), slices="a", stable_slices="b"), rollout=SLICED)
+    assert Outcome.PASSED not in (alone["latency_mean[x-tenant=a]"], alone["latency_mean[x-tenant=b]"])
 
 
 def test_a_slice_that_fails_is_found_among_many_good_requests():
@@ -113,9 +118,22 @@ def test_a_slice_that_fails_is_found_among_many_good_requests():
     assert outcomes(evidence(replace(candidate, ok=ok), slices=slices), FIRST, SLICED)["errors[x-tenant=b]"] is Outcome.FAILED
 
 
-def test_slices_share_the_budget_of_the_errors():
-    """Family-wise: with slices the whole keeps half of its part."""
-    assert chance(SLICED, "errors") == chance(ROLLOUT, "errors") / 2
+def test_a_slice_that_is_slow_is_found_among_many_fast_requests():
+    """Tenant b waits three times as long, one request in twenty; the mean of all hardly moves."""
+    slices = np.where(np.arange(4000) % 20 == 0, "b", "a")
+    candidate, stable = served(4000, seed=1), served(4000, seed=2)
+    slow = replace(candidate, latency_ms=candidate.latency_ms * np.where(slices == "b", 3, 1))
+    found = outcomes(evidence(slow, stable, slices=slices, stable_slices=slices), FIRST, SLICED)
+    assert found["latency_mean[x-tenant=b]"] is Outcome.FAILED
+    assert found["latency_mean"] is not Outcome.FAILED
+    assert "latency_mean[x-tenant=a]" not in found
+
+
+def test_slices_share_the_budgets_of_errors_and_mean():
+    """Family-wise: with slices the whole keeps half of its part, and they have the rest."""
+    for name in ("errors", "latency_mean"):
+        assert chance(SLICED, name) == chance(ROLLOUT, name) / 2
+        assert chance(SLICED, name) + 2 * slice_chance(SLICED, name) == pytest.approx(chance(ROLLOUT, name))
     assert chance(SLICED, "latency_p99") == chance(ROLLOUT, "latency_p99")
 
 

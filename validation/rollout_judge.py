@@ -12,6 +12,7 @@ metrics and slices, because each has its part (union bound).
 | latency_median, latency_p99 | the same                                            | before and at 100 % (a p99 takes 300 |
 |                             |                                                     | requests, whatever the margin)       |
 | errors[header=value]        | as errors, of one slice                             | before and at 100 %                  |
+| latency_mean[header=value]  | as latency_mean, of one slice on both sides         | before and at 100 %                  |
 | requests                    | never                                               | `min_requests` since the step began  |
 | evidence_whole              | never                                               | nothing was lost on the way, or as   |
 |                             |                                                     | much was shown since                 |
@@ -23,7 +24,7 @@ and never for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,12 @@ PARTS = {"errors": 0.45, "errors_against_stable": 0.08, "latency_mean": 0.14, "l
 """Parts of the budget. Most goes to errors: they hurt most, and each request counts. Together with the shadow's they make 1."""
 
 SLICED = 0.5
-"""With slices, the errors of the whole keep this part of their part, and the slices share the rest."""
+"""With slices, errors and mean latency of the whole keep this part of their parts, and the slices share the rest."""
 
+SHARED = frozenset({"errors", "latency_mean"})
+"""What is judged of each slice too."""
+
+Flags = NDArray[np.bool_]
 STATISTICS: tuple[Statistic, ...] = ("mean", "median", "p99")
 _MORE = "wait for more requests"
 
@@ -52,13 +57,14 @@ _MORE = "wait for more requests"
 class Evidence:
     """What the gateway saw since the candidate's first share, both versions' requests in order.
 
-    `slices`: str, a row a request of the candidate: the value of the policy's header. `whole_since_s`: Unix seconds of the last gap, before
-    which rows count against the candidate only; minus infinity without one. `step_since_s`: when the step's share was set.
+    `slices` and `stable_slices`: str, a row a request: the value of the policy's header. `whole_since_s`: Unix seconds of the last gap,
+    before which rows count against the candidate only; minus infinity without one. `step_since_s`: when the step's share was set.
     """
 
     candidate: Served
     stable: Served
     slices: NDArray[np.str_]
+    stable_slices: NDArray[np.str_]
     step_since_s: float
     whole_since_s: float = -np.inf
 
@@ -69,9 +75,29 @@ class Evidence:
     @property
     def whole(self) -> Evidence:
         """What was seen since the last gap; a row whose time cannot be read stays, so that nobody passes it."""
-        kept = ~(self.candidate.unix_s < self.whole_since_s)
-        stable = self.stable.where(~(self.stable.unix_s < self.whole_since_s))
-        return replace(self, candidate=self.candidate.where(kept), slices=self.slices[kept], stable=stable, whole_since_s=-np.inf)
+        kept, stable_kept = (~(each.unix_s < self.whole_since_s) for each in (self.candidate, self.stable))
+        return self._where(kept, stable_kept, whole_since_s=-np.inf)
+
+    def slice(self, value: str) -> Evidence:
+        """Both versions' requests with this value of the header."""
+        return self._where(self.slices == value, self.stable_slices == value, whole_since_s=self.whole_since_s)
+
+    def warm(self, warmup_s: float) -> Evidence:
+        """Without the candidate's first seconds after its first request; what cannot be read stays, so that nobody passes it."""
+        if not len(self.candidate) or not self.candidate.readable:
+            return self
+        warm = self.candidate.unix_s >= self.candidate.unix_s[0] + warmup_s
+        return self._where(warm, np.ones(len(self.stable), bool), whole_since_s=self.whole_since_s)
+
+    def _where(self, kept: Flags, stable_kept: Flags, whole_since_s: float) -> Evidence:
+        return Evidence(
+            candidate=self.candidate.where(kept),
+            stable=self.stable.where(stable_kept),
+            slices=self.slices[kept],
+            stable_slices=self.stable_slices[stable_kept],
+            step_since_s=self.step_since_s,
+            whole_since_s=whole_since_s,
+        )
 
 
 def judge_rollout(evidence: Evidence, rollout: Rollout, step: Step) -> tuple[Finding, ...]:
@@ -87,7 +113,13 @@ def judge_rollout(evidence: Evidence, rollout: Rollout, step: Step) -> tuple[Fin
 
 def chance(rollout: Rollout, name: str) -> float:
     """The false-alarm budget of one metric over the whole rollout."""
-    return rollout.false_alarm * PARTS[name] * (SLICED if rollout.slices and name == "errors" else 1.0)
+    return rollout.false_alarm * PARTS[name] * (SLICED if rollout.slices and name in SHARED else 1.0)
+
+
+def slice_chance(rollout: Rollout, name: str) -> float:
+    """The part of one slice in it; the policy must have slices."""
+    slices = len(rollout.slices.values) if rollout.slices else 0
+    return rollout.false_alarm * PARTS[name] * (1 - SLICED) / slices
 
 
 def _findings(evidence: Evidence, rollout: Rollout, step: Step) -> Iterator[Finding]:
@@ -130,36 +162,35 @@ def _errors(candidate: Served, rollout: Rollout, margins: Margins, name: str, fa
 
 
 def _latencies(evidence: Evidence, rollout: Rollout, margins: Margins) -> Iterator[Finding]:
-    warm = _warm(evidence.candidate, rollout.warmup_seconds)
+    warm = evidence.warm(rollout.warmup_seconds)
     for statistic in STATISTICS:
         name = f"latency_{statistic}"
-        yield latency_not_worse(
-            name=name,
-            statistic=statistic,
-            candidate=warm,
-            stable=evidence.stable,
-            worse=rollout.latency_worse,
-            exclude=margins.latency_worse,
-            indifferent_below_ms=rollout.indifferent_below_ms,
-            false_alarm=chance(rollout, name),
-            miss=rollout.miss,
-        )
+        yield _latency(warm, rollout, margins, statistic=statistic, name=name, false_alarm=chance(rollout, name))
 
 
-def _warm(candidate: Served, warmup_s: float) -> Served:
-    """Without the first seconds after its first request; what cannot be read stays, so that nobody passes it."""
-    if not len(candidate) or not candidate.readable:
-        return candidate
-    return candidate.where(candidate.unix_s >= candidate.unix_s[0] + warmup_s)
+def _latency(evidence: Evidence, rollout: Rollout, margins: Margins, *, statistic: Statistic, name: str, false_alarm: float) -> Finding:
+    return latency_not_worse(
+        name=name,
+        statistic=statistic,
+        candidate=evidence.candidate,
+        stable=evidence.stable,
+        worse=rollout.latency_worse,
+        exclude=margins.latency_worse,
+        indifferent_below_ms=rollout.indifferent_below_ms,
+        false_alarm=false_alarm,
+        miss=rollout.miss,
+    )
 
 
 def _slices(evidence: Evidence, rollout: Rollout, margins: Margins) -> Iterator[Finding]:
     if rollout.slices is None:
         return
-    each_chance = rollout.false_alarm * PARTS["errors"] * (1 - SLICED) / len(rollout.slices.values)
+    warm = evidence.warm(rollout.warmup_seconds)
     for value in rollout.slices.values:
-        name = f"errors[{rollout.slices.header}={value}]"
-        yield _errors(evidence.candidate.where(evidence.slices == value), rollout, margins, name, each_chance)
+        part, words = evidence.slice(value), f"[{rollout.slices.header}={value}]"
+        yield _errors(part.candidate, rollout, margins, f"errors{words}", slice_chance(rollout, "errors"))
+        part_chance = slice_chance(rollout, "latency_mean")
+        yield _latency(warm.slice(value), rollout, margins, statistic="mean", name=f"latency_mean{words}", false_alarm=part_chance)
 
 
 def _demanded(findings: Iterator[Finding], margins: Margins, always: tuple[str, ...] = ()) -> Iterator[Finding]:
