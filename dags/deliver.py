@@ -54,6 +54,7 @@ def deliver(policy: Policy) -> DAG:
         is_paused_upon_creation=False,
         params=form(policy.rollout.strategy),
         tags=["deliver", policy.owner],
+        default_args={"owner": policy.owner},
         doc_md=__doc__,
     )
     with dag:

@@ -23,6 +23,7 @@ def retrain(policy: Policy, settings: Retrain) -> DAG:
         max_active_runs=1,
         is_paused_upon_creation=False,
         tags=["retrain", policy.owner],
+        default_args={"owner": policy.owner},
         doc_md=__doc__,
     )
     with dag:

@@ -49,6 +49,11 @@ def test_restore_runs_whatever_happened_and_does_not_hide_it(dags: DagBag) -> No
     assert not restore.on_failure_fail_dagrun
 
 
+def test_the_ui_names_the_policys_owner(dags: DagBag) -> None:
+    """Whoever looks at a delivery or a training sees whose it is."""
+    assert {dags.dags[name].owner for name in ("deliver_digits", "retrain_digits")} == {"ml-platform"}
+
+
 def test_every_task_tells_when_it_fails(dags: DagBag) -> None:
     """Each task of a delivery has a failure callback."""
     assert all(task.on_failure_callback for task in dags.dags["deliver_digits"].tasks)
