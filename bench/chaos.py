@@ -105,21 +105,26 @@ def _ends_delivery(blow: Blow) -> bool:
 
 
 class Chaos:
-    """Deliveries under blows on one world whose client runs; `struck` grows with each."""
+    """Deliveries under blows on one world whose client runs. `struck` grows with each, and `errors`, what the client met unexcused."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.struck: list[Struck] = []
+        self.errors = 0
 
     def deliver(self, blows: Sequence[Blow]) -> list[Struck]:
         """One delivery of the stable model once more, hit by these blows in order; returns those whose stage came."""
         world = self._world
-        number = world.register_again(world.share().stable)
+        errors, number = world.client_errors(), world.register_again(world.share().stable)
         run = world.airflow.trigger(DELIVER, version=number)
         with Sentry(world, number) as sentry:
             found = [self._strike(blow, number) for blow in blows if self._reached(blow.stage, number, run, sentry)]
             outcome = world.ended(number, run, 600)
             faults = [*self._undefined(number, outcome), exceeded(sentry.looks), served_beyond(world.client_lines(), number, sentry.looks)]
+            lost = world.client_errors() - errors
+        if late := lost - sum(each.errors for each in found):
+            faults.append(f"{late} more client errors in its delivery: {world.error_samples()[-1]}")
+        self.errors += lost
         for each in found:
             each.outcome, each.why = outcome, world.why(number)
             each.settled_s = sentry.settled_after(each.began_s, resumed_counts=not _frozen_holder(each.blow))
@@ -186,7 +191,8 @@ class Chaos:
         if (blow.part, blow.stage) == ("candidate", "gates"):  # its private server in the latency benchmark
             return [each for each in processes.ours(world.state) if f"benchmark--{MODEL}--v{number}" in " ".join(_command(each))]
         if blow.part in {"candidate", "stable"}:
-            return _family(world.pid(self._program(blow, number)))
+            program = self._program(blow, number)
+            return _family(world.pid(program)) if program in world.programs() else []
         return processes.leftovers(world.state, blow.part)
 
     def _program(self, blow: Blow, number: int) -> str:
@@ -269,13 +275,13 @@ def measure(world: World) -> list[Figure]:
     minutes = (time.monotonic() - began_s) / 60
     print(matrix(chaos.struck))
     DOCUMENT.write_text(HEAD + matrix(chaos.struck) + "\n")
-    return figures(chaos.struck, minutes)
+    return figures(chaos.struck, chaos.errors, minutes)
 
 
-def figures(struck: Sequence[Struck], minutes: float) -> list[Figure]:
+def figures(struck: Sequence[Struck], errors: int, minutes: float) -> list[Figure]:
     ends = ", ".join(f"{outcome} {len(list(group))}" for outcome, group in itertools.groupby(sorted(each.outcome for each in struck)))
     excused = sum(each.excused for each in struck)
-    errors, undefined = sum(each.errors for each in struck), [each for each in struck if each.faults]
+    undefined = [each for each in struck if each.faults]
     how = f"SIGKILL and SIGSTOP of {len(PARTS)} parts at {len(STAGES)} stages in {minutes:.0f} minutes; ends: {ends}"
     names = "; ".join(f"{each.blow}: {each.faults[0]}" for each in undefined[:5])
     return [

@@ -86,7 +86,7 @@ def test_figures_count_what_was_broken() -> None:
         Struck(blow=Blow("half", "envoy", SIGSTOP), version=3, excused=9, settled_s=0.4, outcome="promoted"),
         Struck(blow=Blow("half", "task", SIGSTOP), version=4, errors=2, outcome="", faults=["2 client errors"]),
     ]
-    values = {each.name: each.value for each in figures(struck, 1.0)}
+    values = {each.name: each.value for each in figures(struck, 2, 1.0)}
     assert values == {"chaos_kills": 3, "chaos_minutes": 1.0, "chaos_client_errors": 2, "chaos_undefined": 1}
     drawn = matrix(struck)
     assert "| director | SIGKILL | promoted 0.2 s | - |" in drawn
