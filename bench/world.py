@@ -47,7 +47,6 @@ class World:
         environ = {**environ, "PENSTOCK_SETTINGS": str(settings), "PENSTOCK_POLICIES": str(self.policies)}
         self.stage = Stage(environ, folder=name)
         self.state = self.stage.state
-        self._earlier: list[dict[str, Any]] = []
         self.excused_errors = 0  # of the client's, while what it needs was itself dead
 
     def open(self) -> None:
@@ -169,9 +168,9 @@ class World:
 
     def outcome(self, number: int, limit_s: float = 420) -> str:
         """Waits for the delivery's outcome and for its run to be over."""
-        version = self.until(lambda: found if (found := self.version(number)) and found.outcome else None, f"v{number}'s outcome", limit_s)
+        self.until(lambda: found if (found := self.version(number)) and found.outcome else None, f"v{number}'s outcome", limit_s)
         self.until(lambda: self.run_state(number) in ("success", "failed") or None, f"the end of v{number}'s run", 120)
-        return version.outcome
+        return self.until(lambda: self.version(number), f"v{number}", 30).outcome  # a bake may have undone what was promoted
 
     def why(self, number: int) -> str:
         version = self.version(number)
@@ -180,9 +179,8 @@ class World:
     def findings(self, number: int, task: str) -> dict[str, dict[str, Any]]:
         """What a task of the version's ended delivery found, by name, as its evidence in the registry holds it."""
         version = self.version(number)
-        place = (version.tags.get("penstock.evidence", "") if version else "").partition(":/")[2]
-        url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow-artifacts/artifacts/{place.lstrip('/')}/{task}/findings.json"
-        answer = httpx.get(url, timeout=10, trust_env=False).raise_for_status()
+        place = version.tags.get("penstock.evidence", "") if version else ""
+        answer = httpx.get(f"{place}/{task}/findings.json", timeout=10, trust_env=False).raise_for_status()
         return {row["name"]: row for row in answer.json()}
 
     def run_of(self, number: int) -> str:
@@ -223,7 +221,7 @@ class World:
         return [sample for line in self.client_lines() for sample in line["error_samples"]][-5:]
 
     def restart(self) -> None:
-        """The stack down and up again on the same data; the client, whose lines so far are kept, is away meanwhile."""
+        """The stack down and up again on the same data; the client is away meanwhile."""
         with self.client_away():
             self.stage.down()
             self.expect_nothing_left()
@@ -231,9 +229,8 @@ class World:
 
     @contextmanager
     def client_away(self) -> Iterator[None]:
-        """No client meanwhile, for what no gateway can hide; the lines that it wrote so far are kept."""
+        """No client meanwhile, for what no gateway can hide; it goes on in the same file."""
         self.stage.stop_programs()
-        self._earlier = self.client_lines()
         yield
         self.stage.client(MODEL)
 
@@ -287,7 +284,7 @@ class World:
     def client_lines(self) -> list[dict[str, Any]]:
         """Whole lines only: the client may be in the middle of writing one."""
         text = self.stage.client_lines.read_text()
-        return [*self._earlier, *(json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines())]
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def until(self, look: Callable[[], Found | None], what: str, limit_s: float) -> Found:
         end = time.monotonic() + limit_s

@@ -8,7 +8,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from bench.world import AIRFLOW, DELIVER, MODEL, World
+from bench.world import DELIVER, MODEL, World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -84,16 +84,6 @@ def test_a_model_trained_on_broken_labels_never_meets_traffic(world: World) -> N
     assert world.answered(number) == 0
 
 
-def test_a_killed_director_costs_nothing_and_the_delivery_ends_promoted(world: World) -> None:
-    """SIGKILL of the director in mid-canary: traffic falls back to stable, the watch takes the share up again, the version is promoted."""
-    number = world.deliver("v2")
-    world.until_share(100)
-    world.until_answered_by(number, 5)
-    world.kill("director")
-    assert world.outcome(number) == "promoted", world.why(number)
-    assert (world.registry.alias(MODEL, "production"), world.registry.alias(MODEL, "previous")) == (number, 1)
-
-
 def test_a_version_that_fails_on_production_inputs_is_taken_back(world: World) -> None:
     """Good offline and bad online: rolled back in mid-canary, while the client meets no error."""
     stable = world.share().stable
@@ -105,16 +95,6 @@ def test_a_version_that_fails_on_production_inputs_is_taken_back(world: World) -
     share = world.share()
     assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
     world.stage.use_new_scanner(0)
-
-
-def test_airflow_killed_in_mid_canary_reverts_and_ends(world: World) -> None:
-    """SIGKILL of all of Airflow in mid-canary: the share goes back by itself; after the restart the delivery has a definite end."""
-    number = world.deliver("retrain")
-    world.until_share(100)
-    world.kill(*AIRFLOW)
-    world.until(lambda: world.share().permille == 0 or None, "all traffic on stable", 60)
-    assert world.outcome(number, 500) in {"promoted", "error", "inconclusive"}, world.why(number)
-    assert world.share().permille == 0
 
 
 def test_a_stack_that_is_stopped_and_started_serves_stable_again(world: World) -> None:
