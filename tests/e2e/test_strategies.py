@@ -15,7 +15,8 @@ def states(world: World, run: str) -> dict[str, str]:
 
 def test_blue_green_shifts_at_once_and_a_newer_version_waits(world: World) -> None:
     """All traffic at one go, watched, then promoted; a version that comes meanwhile waits in the queue and has its own answer after."""
-    number = world.register_again(world.share().stable)
+    stable = world.share().stable
+    number = world.register_again(stable)
     run = world.airflow.trigger(DELIVER, version=number, strategy="blue_green")
     world.until_share(1000)
     newer = world.register("s3://nowhere/model")
@@ -30,6 +31,7 @@ def test_blue_green_shifts_at_once_and_a_newer_version_waits(world: World) -> No
     assert None not in (ended, began)
     assert ended <= began
     assert (world.registry.alias(MODEL, "production"), world.share().stable) == (number, number)
+    assert (world.registry.alias(MODEL, "previous"), world.director.previous(MODEL)) == (stable, stable)
 
 
 def test_a_shadow_mirrors_and_promotes_nothing(world: World) -> None:
