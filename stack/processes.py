@@ -58,6 +58,14 @@ def holder_of(port: int) -> str | None:
     return None
 
 
+def listens(pid: int, port: int) -> bool:
+    """Whether this process, or one that it started, listens on a TCP port. What a killed run left behind may still answer there."""
+    with contextlib.suppress(psutil.Error):
+        root = psutil.Process(pid)
+        return any(_listens(each, port) for each in (root, *_started_by(root)))
+    return False
+
+
 def remove_shared_memory(prefix: str) -> list[str]:
     """Removes regions in /dev/shm whose name starts so; returns their names."""
     found = shared_memory(prefix)
@@ -81,6 +89,12 @@ def _started_by(process: psutil.Process) -> list[psutil.Process]:
         return process.children(recursive=True)
     except psutil.Error:
         return []
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return any(each.status == psutil.CONN_LISTEN and each.laddr.port == port for each in process.net_connections(kind="tcp"))
+    return False
 
 
 def _environ(process: psutil.Process) -> dict[str, str]:

@@ -173,12 +173,18 @@ def wait_ready(service: Service, settings: Settings) -> None:
         if row["statename"] == "FATAL":
             break
         if row["statename"] in {"STARTING", "RUNNING"}:
-            if (trouble := service.probe(row["start"])) is None:
+            if (trouble := _not_its_own(service, settings, row["pid"]) or service.probe(row["start"])) is None:
                 return
             why = trouble
         time.sleep(POLL_S)
     log = supervisor.log_tail(settings, service.name)
     raise NotUp(f"{service.name} is {row['statename']} and not ready: {why}. The end of {settings.logs / service.name}.log:\n{log}")
+
+
+def _not_its_own(service: Service, settings: Settings, pid: int) -> str | None:
+    """Which port the program does not hold itself yet: a worker of a killed run may answer there until the new one has ended it."""
+    ports = {name: int(getattr(settings.ports, name)) for name in service.ports}
+    return next((f"it does not listen on {port} ({name}) yet" for name, port in ports.items() if not processes.listens(pid, port)), None)
 
 
 def _steps(services: Mapping[str, Service], settings: Settings, keys: Keys) -> dict[str, Step]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -483,3 +484,19 @@ def test_a_registry_that_comes_back_is_waited_for(monkeypatch: pytest.MonkeyPatc
     answers = iter([httpx.ConnectError("refused")])
     with pytest.raises(up.NotUp, match=r"refused\. See .*mlflow\.log"):
         up._register(settings, keys=None)
+
+
+def test_who_listens_is_told_apart_from_who_answers() -> None:
+    """A program holds a port itself or through a child; one that another process left behind holds is not its own."""
+    code = "import socket, sys, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); sys.stdin.read()"
+    child = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {code!r}]))"
+    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        port = int(program.stdout.readline())
+        assert processes.listens(program.pid, port)
+        assert not processes.listens(program.pid, port + 1)
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            assert not processes.listens(program.pid, other.getsockname()[1])
+        program.stdin.close()
+    assert not processes.listens(program.pid, port)
