@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import psutil
 
 from bench.figures import Figure
-from bench.sentry import Sentry, exceeded, served_beyond
+from bench.sentry import Sentry, exceeded, served_beyond, settled_after
 from bench.world import DELIVER, MODEL, Unexpected, World
 from delivery.triton import server_name
 from stack import processes
@@ -47,7 +47,7 @@ other, so an end may have another cell's cause. `task` is the task that was at w
 LEASE_S = 10.0
 HELD_S: Mapping[str, float] = {"director": LEASE_S + 2, "task": LEASE_S + 4, "candidate": 6.0}
 USUALLY_HELD_S = 4.0
-SETTLED_S = LEASE_S + 5.0 + 2.0  # the policy's lease, the director's own time to live of a split, a look
+SETTLED_S, ALONE_S = LEASE_S + 2.0, 5.0  # the policy's lease and some looks; what a split lives on in the gateway without its director
 BACK_S = 90.0
 STAGE_S = 240.0
 QUIET_S = 6.0  # longer than the gateway lets a request wait
@@ -118,7 +118,7 @@ class Chaos:
         errors, number = world.client_errors(), world.register_again(world.share().stable)
         run = world.airflow.trigger(DELIVER, version=number)
         with Sentry(world, number) as sentry:
-            found = [self._strike(blow, number) for blow in blows if self._reached(blow.stage, number, run, sentry)]
+            found = [self._strike(blow, victims, number) for blow in blows if (victims := self._reached(blow, number, run, sentry))]
             outcome = world.ended(number, run, 600)
             faults = [*self._undefined(number, outcome), exceeded(sentry.looks), served_beyond(world.client_lines(), number, sentry.looks)]
             lost = world.client_errors() - errors
@@ -127,22 +127,24 @@ class Chaos:
         self.errors += lost
         for each in found:
             each.outcome, each.why = outcome, world.why(number)
-            each.settled_s = sentry.settled_after(each.began_s, resumed_counts=not _frozen_holder(each.blow))
+            each.settled_s = settled_after(sentry.looks, each.began_s)
             each.faults += [fault for fault in (*faults, _unsettled(each)) if fault]
         self.struck += found
         print(*map(described, found), sep="\n", flush=True)
         return found
 
-    def _reached(self, stage: str, number: int, run: str, sentry: Sentry) -> bool:
-        """Waits for the stage; False when the delivery is beyond it or ended."""
-        wanted = STAGES.index(stage)
+    def _reached(self, blow: Blow, number: int, run: str, sentry: Sentry) -> list[psutil.Process]:
+        """Waits for the stage and for the part to be there at it; none when the delivery is beyond it or ended."""
+        wanted = STAGES.index(blow.stage)
 
-        def look() -> bool | None:
-            if (here := self._stage(number, run, sentry)) >= wanted:
-                return here == wanted
-            return False if self._world.airflow.run_state(DELIVER, run) in {"success", "failed"} else None
+        def look() -> list[psutil.Process] | None:
+            if (here := self._stage(number, run, sentry)) > wanted:
+                return []
+            if here == wanted and (victims := self._victims(blow, number)):
+                return victims
+            return [] if self._world.airflow.run_state(DELIVER, run) in {"success", "failed"} else None
 
-        return self._world.until(look, f"the stage {stage}", STAGE_S)
+        return self._world.until(look, f"{blow.part} at the stage {blow.stage}", STAGE_S)
 
     def _stage(self, number: int, run: str, sentry: Sentry) -> float:
         """Where the delivery is, as a place in `STAGES`; between two of them, or before the first, no whole one."""
@@ -158,17 +160,12 @@ class Chaos:
         at_gates = any(each.task in GATES and each.state in {"running", "deferred"} for each in self._world.airflow.tasks(DELIVER, run))
         return STAGES.index("gates") if at_gates else -1
 
-    def _strike(self, blow: Blow, number: int) -> Struck:
+    def _strike(self, blow: Blow, victims: Sequence[psutil.Process], number: int) -> Struck:
         world = self._world
-        victims = world.until(lambda: self._victims(blow, number) or None, f"{blow.part} to be there", STAGE_S)
-        excused = blow.part == "envoy" or (self._is_stable(blow) and not self._previous())
         program = world.until(lambda: self._program(blow, number), "the director", BACK_S)
+        excused = blow.part == "envoy" or (self._is_stable(blow) and not self._previous())
         struck, errors = Struck(blow=blow, version=number), world.client_errors()
-        _send(victims, blow.signal)
-        struck.began_s = time.time()
-        if blow.signal is signal.SIGSTOP:
-            time.sleep(HELD_S.get(blow.part, USUALLY_HELD_S))  # how long the part is frozen
-            _send(victims, signal.SIGCONT)
+        struck.began_s = _hit(victims, blow)
         self._wait_back(blow, program, {each.pid for each in victims})
         if excused:
             self._wait_quiet()
@@ -322,18 +319,27 @@ def described(struck: Struck) -> str:
     faults = f"; NOT KEPT: {'; '.join(struck.faults)}" if struck.faults else ""
     errors = f", {struck.excused} excused errors" if struck.excused else ""
     settled = "never" if struck.settled_s is None else f"{struck.settled_s:.1f} s"
-    return f"{struck.blow}: v{struck.version} {struck.outcome}, settled after {settled}{errors}{faults}"
-
-
-def _frozen_holder(blow: Blow) -> bool:
-    """Whether who renews the lease stands still for longer than it holds: then the share must go."""
-    return blow.part == "task" and blow.signal is signal.SIGSTOP
+    why = "" if struck.outcome == "promoted" else f" ({struck.why})"
+    return f"{struck.blow}: v{struck.version} {struck.outcome}{why}, settled after {settled}{errors}{faults}"
 
 
 def _unsettled(struck: Struck) -> str:
-    if struck.settled_s is not None and struck.settled_s <= SETTLED_S:
+    limit_s = SETTLED_S + (ALONE_S if struck.blow.part in {"director", "envoy"} else 0)
+    if struck.settled_s is not None and struck.settled_s <= limit_s:
         return ""
-    return f"neither resumed nor reverted within {SETTLED_S:g} s ({struck.settled_s})"
+    return f"neither resumed nor reverted within {limit_s:g} s ({struck.settled_s})"
+
+
+def _hit(victims: Sequence[psutil.Process], blow: Blow) -> float:
+    """The blow, and the thaw after it; returns when it fell, in Unix seconds."""
+    _send(victims, blow.signal)
+    began_s = time.time()
+    if blow.signal is signal.SIGSTOP:
+        try:
+            time.sleep(HELD_S.get(blow.part, USUALLY_HELD_S))  # how long the part is frozen
+        finally:
+            _send(victims, signal.SIGCONT)
+    return began_s
 
 
 def _send(victims: Sequence[psutil.Process], number: signal.Signals) -> None:

@@ -23,7 +23,7 @@ from stack import processes, supervisor
 from stack.keys import read_keys
 from stack.services import servers, table
 from stack.settings import ROOT, state_folder
-from stack.up import shared_memory_prefix
+from stack.up import shared_memory_prefix, trouble
 
 MODEL = "digits"
 DELIVER = f"deliver_{MODEL}"
@@ -113,11 +113,18 @@ class World:
     @contextmanager
     def policy_with(self, *changes: tuple[str, str]) -> Iterator[None]:
         """Meanwhile the policy has other words; each must stand in it."""
-        before = text = self.policy()
+        text = self.policy()
         for old, new in changes:
             if old not in text:
                 raise Unexpected(f"the policy has no {old!r}")
             text = text.replace(old, new)
+        with self.policy_is(text):
+            yield
+
+    @contextmanager
+    def policy_is(self, text: str) -> Iterator[None]:
+        """Meanwhile this is the policy."""
+        before = self.policy()
         self.write_policy(MODEL, text)
         try:
             yield
@@ -274,8 +281,8 @@ class World:
         """Whether this program, a service or a server, runs and answers as `up` would have it."""
         settings = self.stage.settings
         service = (table(settings, read_keys(self.state)) | servers(settings)).get(program)
-        state = supervisor.states(settings).get(program, {})
-        return service is not None and state.get("statename") == "RUNNING" and service.probe(float(state["start"])) is None
+        row = supervisor.states(settings).get(program)
+        return service is not None and row is not None and trouble(service, settings, row) is None
 
     def programs(self) -> list[str]:
         """What supervisord knows, by name."""

@@ -40,7 +40,7 @@ from delivery.traffic import Backend, checked_model
 ANSWER_WITHIN_S = 5.0
 PAIRS_AT_ONCE = 8
 VIEW_S = 1.0
-FORGET_EVERY_S, DAY_S = 600.0, 86_400.0
+FORGET_EVERY_S = 600.0
 BEHIND = 64  # requests taken in and not done with; more than these are dropped
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),
@@ -292,7 +292,8 @@ async def run(given: argparse.Namespace, state: Path, director_url: str, token: 
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    sample, pairs, servers = Sample(state / "data" / "recorder", rows_kept=given.rows_kept), Pairs(), Servers()
+    sample = Sample(state / "data" / "recorder", rows_kept=given.rows_kept, days_kept=given.days_kept)
+    pairs, servers = Pairs(), Servers()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2.0)) as session:
         views = Views(session, director_url, token)
         recorder = Recorder(views=views, sample=sample, pairs=pairs, servers=servers, pairs_per_s=given.pairs_per_s)
@@ -301,7 +302,7 @@ async def run(given: argparse.Namespace, state: Path, director_url: str, token: 
         runner = web.AppRunner(application(mirrored, Api(recorder, sample, pairs), token), access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         await web.TCPSite(runner, LOOPBACK, given.http_port).start()
-        forgetting = asyncio.create_task(_forget(sample, given.days_kept * DAY_S))
+        forgetting = asyncio.create_task(_forget(sample))
         await stop.wait()
         forgetting.cancel()
         await runner.cleanup()
@@ -309,10 +310,13 @@ async def run(given: argparse.Namespace, state: Path, director_url: str, token: 
         await servers.close()
 
 
-async def _forget(sample: Sample, kept_s: float) -> None:
-    """At once and then every ten minutes: what is older than that goes, also of models that nobody asks any more."""
+async def _forget(sample: Sample) -> None:
+    """At once and then every ten minutes: what is too old goes, also of models that nobody asks any more. A failure is told."""
     while True:
-        sample.forget(time.time() - kept_s)
+        try:
+            sample.forget(time.time())
+        except OSError:
+            log.exception("rows that are too old could not be deleted")
         await asyncio.sleep(FORGET_EVERY_S)
 
 

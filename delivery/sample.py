@@ -1,7 +1,8 @@
 """The last rows that users asked each model about, kept on disk: of what they sent, and nothing else.
 
 `delivery.recorder` adds what it was shown and reads the rows back for the task `claim`. These are users' data: files are 0600, a model has
-two segments at most, and the older one is deleted when the newer is full. It knows no version and no answer.
+two segments at most, and the older one is deleted when the newer is full or has been open for half of the days that rows are kept. It
+knows no version and no answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from delivery.inference import read_request, write_request
 
 ROWS_KEPT = 20_000
-DAYS_KEPT = 7.0
+DAYS_KEPT, DAY_S = 7.0, 86_400.0
 BYTES_KEPT = 64 << 20
 OLDEST, NEWEST = "penstock.oldest_unix_s", "penstock.newest_unix_s"
 _HEAD = struct.Struct("<dII")  # unix seconds, rows, bytes that follow
@@ -44,10 +45,11 @@ class Rows:
 class Sample:
     """The segments of all models below `folder`. What a crash left half written ends the reading of its segment, no more."""
 
-    def __init__(self, folder: Path, *, rows_kept: int = ROWS_KEPT, bytes_kept: int = BYTES_KEPT) -> None:
+    def __init__(self, folder: Path, *, rows_kept: int = ROWS_KEPT, bytes_kept: int = BYTES_KEPT, days_kept: float = DAYS_KEPT) -> None:
         self._folder = folder
         self._rows_kept = rows_kept
         self._segment_bytes = bytes_kept // 2
+        self._kept_s = days_kept * DAY_S
         self._segments: dict[str, _Segment] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
@@ -57,7 +59,7 @@ class Sample:
         data = write_request(model, inputs)
         record = _HEAD.pack(unix_s, len(next(iter(inputs.values()))), len(data)) + data
         if len(record) <= self._segment_bytes:
-            self._room(model, len(record)).write(record, len(next(iter(inputs.values()))))
+            self._room(model, len(record), unix_s).write(record, len(next(iter(inputs.values()))))
 
     def last(self, model: str, rows: int) -> Rows | None:
         """The last `rows`, or as many as there are; None without any. Of requests of several forms the most frequent form counts."""
@@ -70,34 +72,37 @@ class Sample:
         requests = _of_one_form([(each.unix_s, read_request(each.body)[1]) for each in reversed(newest)])
         return _joined(requests, rows) if requests else None
 
-    def forget(self, before_unix_s: float) -> None:
-        """Deletes the segments that nothing was written to since; rows of a segment live as long as its newest."""
+    def forget(self, now_unix_s: float) -> None:
+        """Deletes each segment whose first row is older than the days that rows are kept: no row outlives them, whatever came later."""
         for path in self._folder.glob("*/*.rows"):
-            if path.stat().st_mtime < before_unix_s:
-                self._segments.pop(path.parent.name, None)
-                path.unlink()
+            if _began_s(path) <= now_unix_s - self._kept_s:
+                if (segment := self._segments.get(path.parent.name)) and segment.path == path:
+                    del self._segments[path.parent.name]
+                path.unlink(missing_ok=True)
 
-    def _room(self, model: str, size: int) -> _Segment:
+    def _room(self, model: str, size: int, unix_s: float) -> _Segment:
         segment = self._segments.get(model)
-        if segment is None or segment.rows >= self._rows_kept or segment.bytes + size > self._segment_bytes:
-            segment = self._segments[model] = self._next(model)
+        full = segment is not None and (segment.rows >= self._rows_kept or segment.bytes + size > self._segment_bytes)
+        if segment is None or full or unix_s - segment.began_s > self._kept_s / 2:
+            segment = self._segments[model] = self._next(model, unix_s)
         return segment
 
-    def _next(self, model: str) -> _Segment:
+    def _next(self, model: str, unix_s: float) -> _Segment:
         """A new segment; of those before it the newest stays."""
         paths = self._paths(model)
         for each in paths[:-1]:
             each.unlink()
         number = int(paths[-1].stem) + 1 if paths else 1
         (self._folder / model).mkdir(mode=0o700, exist_ok=True)
-        return _Segment(self._folder / model / f"{number}.rows")
+        return _Segment(self._folder / model / f"{number}.rows", unix_s)
 
     def _paths(self, model: str) -> list[Path]:
         return sorted((self._folder / model).glob("*.rows"), key=lambda each: int(each.stem))
 
 
 class _Segment:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, began_s: float) -> None:
+        self.path, self.began_s = path, began_s
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self.rows = self.bytes = 0
 
@@ -114,6 +119,13 @@ class _Record(NamedTuple):
     unix_s: float
     rows: int
     body: bytes
+
+
+def _began_s(path: Path) -> float:
+    """When the first row of a segment came; of a torn or empty one, long ago."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD.size)
+    return float(_HEAD.unpack(head)[0]) if len(head) == _HEAD.size else -math.inf
 
 
 def _records(path: Path) -> Iterator[_Record]:

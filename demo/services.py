@@ -123,9 +123,8 @@ class Airflow:
 class Director:
     """The director's HTTP API, reading only."""
 
-    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, token: str, transport: httpx.BaseTransport | None = None) -> None:
         self._http = _client(url, transport)
-        self._http.timeout = httpx.Timeout(timeout_s)
         self._http.headers["Authorization"] = f"Bearer {token}"
 
     def share(self, model: str, unix_s: float) -> Share:

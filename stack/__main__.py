@@ -18,7 +18,7 @@ from stack.keys import BadKeys, read_keys
 from stack.postgres import DatabaseFailed
 from stack.services import Service, become, servers, table
 from stack.settings import BadSettings, Settings, read_settings
-from stack.up import NotUp, addresses, bring_up, wait_ready
+from stack.up import NotUp, addresses, bring_up, trouble, wait_ready
 from stack.variables import spare_loopback
 
 KNOWN = (BadSettings, BadKeys, NotUp, NotInstalled, DatabaseFailed, supervisor.NotStarted)
@@ -57,9 +57,9 @@ def status(settings: Settings, _: argparse.Namespace) -> int:
     known, rows, content = {**_services(settings), **servers(settings)}, supervisor.states(settings), True
     for name, service in known.items():
         row = rows.get(name, UNKNOWN)
-        trouble = _trouble(service, row["statename"], row["start"])
-        content = content and trouble is None
-        print(f"{name:<16} {row['statename']:<9} {row['description']:<28} {trouble or ''}".rstrip())
+        why = trouble(service, settings, row)
+        content = content and why is None
+        print(f"{name:<16} {row['statename']:<9} {row['description']:<28} {why or ''}".rstrip())
     return 0 if content else 1
 
 
@@ -81,10 +81,6 @@ def run(settings: Settings, options: argparse.Namespace) -> int:
 
 def install(_: Settings, options: argparse.Namespace) -> int:
     return environments.main(options.names)
-
-
-def _trouble(service: Service, state: str, started_unix_s: float) -> str | None:
-    return service.probe(started_unix_s) if state in {"STARTING", "RUNNING"} else f"does not run: its log is {service.name}.log"
 
 
 def _one(settings: Settings, name: str) -> Service:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from supervisor.xmlrpc import Faults
@@ -167,24 +168,22 @@ def walk(steps: Mapping[str, Step], say: Say) -> None:
 
 def wait_ready(service: Service, settings: Settings) -> None:
     """Returns once the service runs and its probe is content. Raises `NotUp` with the end of its log."""
-    end, why = time.monotonic() + service.ready_within_s, "it was not asked yet"
-    while time.monotonic() < end:
-        row = supervisor.state_of(settings, service.name)
-        if row["statename"] == "FATAL":
-            break
-        if row["statename"] in {"STARTING", "RUNNING"}:
-            if (trouble := _not_its_own(service, settings, row["pid"]) or service.probe(row["start"])) is None:
-                return
-            why = trouble
+    end = time.monotonic() + service.ready_within_s
+    while (why := trouble(service, settings, row := supervisor.state_of(settings, service.name))) is not None:
+        if row["statename"] == "FATAL" or time.monotonic() > end:
+            log = supervisor.log_tail(settings, service.name)
+            raise NotUp(f"{service.name} is {row['statename']} and not ready: {why}. The end of {settings.logs / service.name}.log:\n{log}")
         time.sleep(POLL_S)
-    log = supervisor.log_tail(settings, service.name)
-    raise NotUp(f"{service.name} is {row['statename']} and not ready: {why}. The end of {settings.logs / service.name}.log:\n{log}")
 
 
-def _not_its_own(service: Service, settings: Settings, pid: int) -> str | None:
-    """Which port the program does not hold itself yet: a worker of a killed run may answer there until the new one has ended it."""
-    ports = {name: int(getattr(settings.ports, name)) for name in service.ports}
-    return next((f"it does not listen on {port} ({name}) yet" for name, port in ports.items() if not processes.listens(pid, port)), None)
+def trouble(service: Service, settings: Settings, row: Mapping[str, Any]) -> str | None:
+    """Why the service is not ready, or None; `row` is supervisord's of it. What a killed run left behind may answer at its ports: it must
+    hold them itself.
+    """
+    if row["statename"] not in {"STARTING", "RUNNING"}:
+        return f"does not run: its log is {service.name}.log"
+    foreign = [name for name in service.ports if not processes.listens(row["pid"], settings.ports.fixed()[name])]
+    return f"does not listen on its port `{foreign[0]}` yet" if foreign else service.probe(row["start"])
 
 
 def _steps(services: Mapping[str, Service], settings: Settings, keys: Keys) -> dict[str, Step]:

@@ -10,12 +10,12 @@ import pytest
 from airflow_home import ROOT
 
 from bench.chaos import PARTS, STAGES, Blow, Struck, every_blow, figures, matrix, quick_policy, rounds
-from bench.sentry import Look, exceeded, served_beyond
+from bench.sentry import Look, exceeded, served_beyond, settled_after
 from validation.policy import read_policy
 
 
-def look(unix_s: float, acknowledged: int | None, in_force: int | None) -> Look:
-    return Look(unix_s=unix_s, acknowledged=acknowledged, in_force=in_force)
+def look(unix_s: float, acknowledged: int | None, in_force: int | None, until_s: float | None = None) -> Look:
+    return Look(unix_s=unix_s, acknowledged=acknowledged, in_force=in_force, until_s=until_s)
 
 
 def line(second: int, **by_version: int) -> dict[str, Any]:
@@ -55,12 +55,32 @@ def test_the_shorter_policy_is_the_demos_without_a_step(tmp_path: Any) -> None:
         ([look(1, 10, 500), look(1.1, 500, None), look(2, None, 500)], False),
         ([look(1, 0, 10), look(2, 0, 10)], True),
         ([look(1, 10, 10), look(2, 10, 500), look(3, 10, 0)], True),
+        ([look(1, 500, 500), look(2, 0, 500), look(7, 0, 500), look(7.5, 0, 0)], False),
+        ([look(1, 500, 500), look(2, 0, 500), look(9, 0, 500)], True),
+        ([look(1, 500, 500), *(look(each, None, 500) for each in range(2, 20))], False),
         ([], False),
     ],
 )
 def test_more_in_force_than_was_acknowledged_is_seen(looks: list[Look], broken: bool) -> None:  # noqa: FBT001 - a column of the table
     """A share may be in force a moment before the director says so, and no longer."""
     assert bool(exceeded(looks)) is broken
+
+
+@pytest.mark.parametrize(
+    ("looks", "settled_s"),
+    [
+        ([look(9, 10, 10, 18.9), look(11, 10, 10, 18.9), look(12, 10, 10, 19.1)], None),
+        ([look(9, 10, 10, 18.9), look(11, 10, 10, 18.9), look(12, 10, 10, 21.9)], 2),
+        ([look(9, 10, 10, 18.9), look(11, None, 10), look(14, None, None), look(15, None, 0)], 5),
+        ([look(9, 10, 10, 18.9), look(12, 10, 0, 21.9)], 2),
+        ([look(9, 10, 10, 18.9), look(12, 10, 500, 21.9)], None),
+        ([look(9, 0, 0), look(10.2, 0, 0)], 0.2),
+        ([look(9, 10, 10, 18.9)], None),
+    ],
+)
+def test_a_share_is_settled_when_it_is_gone_or_held_anew(looks: list[Look], settled_s: float | None) -> None:
+    """A lease that only has not ended yet says nothing of who renews it; nor does a weight that the director does not hold."""
+    assert settled_after(looks, 10) == (None if settled_s is None else pytest.approx(settled_s))
 
 
 @pytest.mark.parametrize(

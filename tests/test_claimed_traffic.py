@@ -1,8 +1,6 @@
 """The sample of traffic on its way: kept by the recorder, sketched by `claim`, read by the gate."""
 
-import os
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +88,40 @@ def test_a_sample_is_bounded_and_keeps_the_last_rows(tmp_path: Path) -> None:
     assert len(everything) <= 60
 
 
-def test_what_is_too_old_is_forgotten(tmp_path: Path) -> None:
-    """Files that nothing was written to since are deleted, of every model; what comes after is kept in a new one."""
-    sample = kept(tmp_path, 100, rows_kept=30)
-    sample.add("other", ROWS, 1000.0)
-    old, new = sorted((tmp_path / "digits").iterdir(), key=lambda each: int(each.stem))
-    os.utime(old, (1000.0, 1000.0))
-    sample.forget(time.time() - 60)
-    assert [each.name for each in (tmp_path / "digits").iterdir()] == [new.name]
-    sample.forget(time.time() + 60)
+def test_no_row_is_older_than_the_days_kept(tmp_path: Path) -> None:
+    """However few rows come, so that no segment is ever full: each is kept for half of the days at least, and never longer than all."""
+    day_s, sample = 86_400.0, Sample(tmp_path, days_kept=4)
+    for day in range(30):
+        sample.add("digits", ROWS, day * day_s)
+        sample.forget(day * day_s)
+        found = sample.last("digits", 10_000)
+        assert found is not None
+        assert found.newest_unix_s == day * day_s
+        assert day - 4 < found.oldest_unix_s / day_s <= max(0, day - 1)
+
+
+def test_what_nobody_asks_any_more_is_forgotten_too(tmp_path: Path) -> None:
+    """Of every model, also of an earlier run and of torn files; what comes after is kept in a new segment."""
+    kept(tmp_path, 100, rows_kept=30)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "1.rows").write_bytes(b"x")
+    sample = Sample(tmp_path, days_kept=1)
+    sample.forget(1000.0 + 86_399)
+    assert [each.parent.name for each in tmp_path.glob("*/*")] == ["digits", "digits"]
+    sample.forget(1200.0 + 86_400)
     assert list(tmp_path.glob("*/*")) == []
     assert sample.last("digits", 10) is None
     sample.add("digits", ROWS, 2000.0)
     found = sample.last("digits", 10)
     assert found is not None
     assert found.newest_unix_s == 2000.0
+
+
+def test_nothing_is_kept_for_no_days(tmp_path: Path) -> None:
+    """With `permille = 0` the recorder is started so: what there was goes at once."""
+    kept(tmp_path, 3)
+    Sample(tmp_path, days_kept=0).forget(1010.0)
+    assert list(tmp_path.glob("*/*")) == []
 
 
 def test_a_sample_is_bounded_in_bytes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from airflow_home import ROOT
 from fakes import pair
 
 from delivery.director_client import Row
-from delivery.judged import JudgedMirror, NoEvidence, read
+from delivery.judged import JudgedMirror, JudgedStep, NoEvidence, read
 from delivery.paired import Paired
 from delivery.replay import main
 from delivery.rollout import Split
@@ -166,10 +166,20 @@ def test_an_explanation_names_the_smallest_change(tmp_path: Path, capsys: pytest
 
 
 def test_the_change_that_is_named_turns_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """With the latency that it names allowed, the same requests do not fail."""
+    """With the latency that it names allowed the same requests do not fail, with two hundredths less they still do."""
     watched(tmp_path / "e", times=1.6)
     main(["explain", str(tmp_path / "e")])
     sentence = next(each for each in capsys.readouterr().out.splitlines() if "more latency instead of" in each)
     allowed = float(sentence.split("allowed ")[1].split("%")[0]) / 100
-    row = json.loads((tmp_path / "e" / "judged.json").read_text())
-    assert allowed > replace(ROLLOUT, latency_worse=row["rollout"]["latency_worse"]).latency_worse
+    name, judged = explained_first(tmp_path / "e"), read(tmp_path / "e")
+    assert isinstance(judged, JudgedStep)
+    steps = tuple(replace(each, exclude_latency_worse=9.0) for each in ROLLOUT.steps)
+    for worse, fails in ((allowed, False), (allowed - 0.02, True)):
+        rollout = replace(ROLLOUT, latency_worse=worse, steps=steps)
+        found = {each.name: each.outcome for each in replace(judged, rollout=rollout, step=steps[2]).again()}
+        assert (found[name] is Outcome.FAILED) is fails
+
+
+def explained_first(folder: Path) -> str:
+    """The finding of latency that is explained first."""
+    return next(each.name for each in read(folder).found if each.name.startswith("latency") and each.outcome is Outcome.FAILED)

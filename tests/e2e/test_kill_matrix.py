@@ -8,7 +8,7 @@ from signal import SIGKILL, SIGSTOP
 import pytest
 
 from bench.chaos import ENDS, PARTS, Blow, Chaos, Struck, quick_policy
-from bench.world import MODEL, World
+from bench.world import World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 ROUNDS = (
@@ -34,13 +34,11 @@ ROUNDS = (
 @pytest.fixture(scope="module")
 def struck(world: World) -> Iterator[list[Struck]]:
     """What came of each blow; the policy is the demo's with a step less meanwhile."""
-    before = world.policy()
-    world.write_policy(MODEL, quick_policy(before))
     chaos = Chaos(world)
-    for blows in ROUNDS:
-        chaos.deliver(blows)
-    yield chaos.struck
-    world.write_policy(MODEL, before)
+    with world.policy_is(quick_policy(world.policy())):
+        for blows in ROUNDS:
+            chaos.deliver(blows)
+        yield chaos.struck
 
 
 def test_every_part_is_hit(struck: list[Struck]) -> None:
