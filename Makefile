@@ -6,6 +6,10 @@
 # make chaos   kills and freezes every part at every stage of deliveries under traffic, and prints what came of it (40 minutes)
 # make extras  installs what exports heavy flavours: XGBoost and LightGBM, PyTorch, TensorFlow (or one: EXTRAS=export_torch)
 # make test-extras   runs their tests
+# make images  builds all container images (docker/*/Dockerfile);   make standins  those in the place of public ones
+# make docker-up   the whole system in containers (docker compose up -d --wait);   make docker-down ends it with all that deliveries started
+# make backup FOLDER=<new folder>   databases, artifacts, images, secrets of the system in containers;   make restore FOLDER=<folder>
+# make test-containers   builds the images and runs the tests that need them
 # make lock    resolves docker/*/requirements.in again
 # make clean   stops the stack and deletes its state folder: environments, data, logs, secrets
 #
@@ -22,17 +26,20 @@ ENVIRONMENTS := "$(PYTHON)" stack/bootstrap.py
 CODE := validation delivery operators stack demo bench
 
 EXTRAS ?= extras
+RUNTIME ?= process
+HOST := "$(PYTHON)" -m stack.docker_host
 
 .PHONY: demo test check up down status bench chaos extras test-extras lock clean
+.PHONY: images standins docker-up docker-down docker-clean backup restore test-containers
 .NOTPARALLEL:
 
 demo:
 	@$(ENVIRONMENTS) running
-	@"$(STACK)" -m demo
+	@PENSTOCK_RUNTIME=$(RUNTIME) "$(STACK)" -m demo
 
 test:
 	@$(ENVIRONMENTS) all
-	"$(TESTS)/pytest" -m "not e2e" -n 2 --dist loadfile
+	"$(TESTS)/pytest" -m "not e2e and not containers" -n 2 --dist loadfile
 	"$(TESTS)/pytest" -m e2e
 
 check:
@@ -63,6 +70,19 @@ extras:
 test-extras:
 	@$(ENVIRONMENTS) tests $(EXTRAS)
 	"$(TESTS)/pytest" tests/test_export_extras.py
+
+images standins:
+	@$(HOST) $@
+
+docker-up docker-down docker-clean:
+	@$(HOST) $(@:docker-%=%)
+
+backup restore:
+	@$(HOST) $@ "$(FOLDER)"
+
+test-containers: images
+	@$(ENVIRONMENTS) running tests
+	"$(TESTS)/pytest" -m containers
 
 lock:
 	@$(ENVIRONMENTS) --lock

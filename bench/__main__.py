@@ -9,7 +9,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from bench import chaos, conformance, error_rates, events, faults, figures, gateway, golden_set, idle, latencies, mutation, offline, whole
+from bench import (
+    chaos,
+    conformance,
+    containers,
+    error_rates,
+    events,
+    faults,
+    figures,
+    gateway,
+    golden_set,
+    idle,
+    latencies,
+    mutation,
+    offline,
+    whole,
+)
 from bench.figures import Figure
 from bench.world import World
 from stack.variables import spare_loopback
@@ -25,11 +40,12 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "conformance": conformance.measure,
     "gateway": gateway.measure,
     "whole": whole.measure,
+    "containers": containers.measure,
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
 SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "golden_10m", "latencies_aa", "mutation")
+FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -53,7 +53,7 @@ STAGE_S = 240.0
 QUIET_S = 6.0  # longer than the gateway lets a request wait
 LEFT_S = 60.0
 A_STAGE, TRIES = 2, 3
-GATES = frozenset({"export", "golden_set", "distribution", "package", "latency_benchmark"})
+GATES = frozenset({"export", "golden_set", "distribution", "package", "container_check", "latency_benchmark"})
 
 
 @dataclass(frozen=True, order=True)

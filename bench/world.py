@@ -39,13 +39,13 @@ class Unexpected(AssertionError):
 class World:
     """One stack in the folder `name` of the state folder, on ports of its own, with the demo's client."""
 
-    def __init__(self, environ: Mapping[str, str], name: str, rate_per_s: int = 100) -> None:
-        """`rate_per_s` is the latency benchmark's, as the policy has it or higher: the same queries in less time."""
+    def __init__(self, environ: Mapping[str, str], name: str, rate_per_s: int = 100, stage: type[Stage] = Stage) -> None:
+        """`rate_per_s` is the latency benchmark's, as the policy has it or higher: the same queries in less time. `stage`: its place."""
         self._rate_per_s = rate_per_s
         settings = shifted_settings(state_folder(environ))
         self.policies = state_folder(environ) / name / "policies"
         environ = {**environ, "PENSTOCK_SETTINGS": str(settings), "PENSTOCK_POLICIES": str(self.policies)}
-        self.stage = Stage(environ, folder=name)
+        self.stage = stage(environ, folder=name)
         self.state = self.stage.state
         self.excused_errors = 0  # of the client's, while what it needs was itself dead
 
@@ -187,6 +187,7 @@ class World:
         """What a task of the version's ended delivery found, by name, as its evidence in the registry holds it."""
         version = self.version(number)
         place = version.tags.get("penstock.evidence", "") if version else ""
+        place = place.replace("http://mlflow:5000", self.stage.settings.mlflow_url)  # as containers call the registry
         answer = httpx.get(f"{place}/{task}/findings.json", timeout=10, trust_env=False).raise_for_status()
         return {row["name"]: row for row in answer.json()}
 

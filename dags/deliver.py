@@ -12,9 +12,11 @@ from airflow.sdk import DAG, BaseOperator, Param, chain
 from operators.bake import Bake
 from operators.broken_policy import BrokenPolicy
 from operators.claim import Claim
+from operators.container_check import ContainerCheck
 from operators.distribution import Distribution
 from operators.export import Export
 from operators.golden_set import GoldenSet
+from operators.integration import Integration
 from operators.latency_benchmark import LatencyBenchmark
 from operators.package import Package
 from operators.promote import Promote
@@ -70,8 +72,10 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield GoldenSet(policy=policy)
     yield Distribution(policy=policy, folder=FOLDER)
     yield Package(policy=policy)
+    yield ContainerCheck(policy=policy)
     yield LatencyBenchmark(policy=policy, timeout_s=policy.latency_benchmark.max_seconds + 180)
     yield StartCandidate(policy=policy)
+    yield Integration(policy=policy, folder=FOLDER, timeout_s=policy.integration.calls_seconds + 600)
     yield Shadow(policy=policy, timeout_s=policy.shadow.max_seconds + pause_s + 60)
     for step in policy.rollout.steps:
         yield TrafficShift(policy=policy, step=step)

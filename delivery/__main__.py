@@ -10,6 +10,7 @@ TASKS = (
     "claim",
     "export",
     "package",
+    "container_check",
     "start_candidate",
     "shadow",
     "traffic_shift",

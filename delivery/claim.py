@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from delivery import servers as places
 from delivery.claimed_traffic import traffic_outputs
 from delivery.director_client import Director
 from delivery.findings import Refusal, passed, refused
@@ -32,7 +33,7 @@ from delivery.registry import (
     Registry,
     SourceRun,
 )
-from delivery.triton import Server, running, server_name
+from delivery.triton import Server, server_name
 from delivery.undo import follow, undone
 from validation.contract import Bundle, Decision, Finding, Outcome, Spec
 
@@ -62,7 +63,7 @@ class Claimed:
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
-    decision = claim(spec, Registry.from_env(), Director.from_env(), running)
+    decision = claim(spec, Registry.from_env(), Director.from_env(), lambda: places.from_env().running())
     if any(each.outcome is not Outcome.PASSED for each in decision.findings):
         return decision
     stable = bool(decision.outputs["stable_version"])
@@ -199,6 +200,6 @@ def _put_back(model: str, production: int, director: Director, servers: Servers)
     if server is None:
         why = f"the registry's {PRODUCTION} is v{production} and the gateway serves no version of {model}; no server of v{production} runs"
         raise refused("registry_agrees", why, f"remove the alias {PRODUCTION} from v{production} and deliver it again")
-    director.put_candidate(model, production, server.http, server.grpc)
+    director.put_candidate(model, production, server.http, server.grpc, metrics=server.metrics)
     director.put_stable(model, production)
     return passed("registry_agrees", f"the gateway had forgotten v{production}; its server runs, so it is stable again")

@@ -1,8 +1,8 @@
 """The director: the service that programs the gateway and holds the leases on its splits.
 
 Tasks of a delivery call its HTTP API (client: `delivery.director_client`), Envoy its gRPC side (`delivery.splits`). This module is the API
-and the process; what a call does is in `delivery.switchboard`, what is allowed in `delivery.traffic`. Everything is bound to loopback, and
-every call but `/health` needs the token.
+and the process; what a call does is in `delivery.switchboard`, what is allowed in `delivery.traffic`. Without --host everything is
+bound to loopback; every call but `/health` needs the token.
 
     PENSTOCK_STATE=... PENSTOCK_DIRECTOR_TOKEN=... python -m delivery.director --http-port N --grpc-port N --gateway-admin 127.0.0.1:N
 
@@ -59,11 +59,12 @@ log = logging.getLogger("director")
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Body of PUT candidate; without a `slice_header` the model's requests are not told apart."""
+    """Body of PUT candidate; without a `slice_header` the model's requests are not told apart, without `metrics` it is no target."""
 
     version: int
     http: str
     grpc: str
+    metrics: str | None = None
     slice_header: str | None = None
 
 
@@ -129,6 +130,7 @@ class Api:
         model = "/v1/models/{model}"
         return [
             web.get("/health", self.health),
+            web.get("/v1/targets", self.get_targets),
             web.get("/v1/models", self.get_models),
             web.get(model, self.get_model),
             web.put(f"{model}/candidate", self.put_candidate),
@@ -153,6 +155,10 @@ class Api:
         state = "connected" if self._switchboard.splits.connected else "waiting"
         return web.json_response({"status": "ok", "gateway": state})
 
+    async def get_targets(self, _request: web.Request) -> web.Response:
+        """What Prometheus shall scrape: a list, unlike every other answer, for Prometheus sets its form."""
+        return web.json_response(self._switchboard.targets())
+
     async def get_models(self, _request: web.Request) -> web.Response:
         return web.json_response({"models": self._switchboard.models})
 
@@ -161,7 +167,7 @@ class Api:
 
     async def put_candidate(self, request: web.Request) -> web.Response:
         body = await _body(request, Candidate)
-        backend = Backend(version=body.version, http=body.http, grpc=body.grpc)
+        backend = Backend(version=body.version, http=body.http, grpc=body.grpc, metrics=body.metrics)
         self._orders.refuse_aborted(_model(request), backend.version)
         await self._switchboard.put_candidate(_model(request), backend, slice_header=body.slice_header)
         return self._described(_model(request))
@@ -372,15 +378,17 @@ async def gateway_admin(address: str) -> AsyncIterator[Admin]:
         yield Admin(fetch)
 
 
-async def run(switchboard: Switchboard, orders: OrderBook, *, http_port: int, grpc_port: int, token: str, settings: Settings) -> None:
+async def run(
+    switchboard: Switchboard, orders: OrderBook, *, http_port: int, grpc_port: int, token: str, settings: Settings, host: str = LOOPBACK
+) -> None:
     """Serves until SIGTERM or SIGINT; then takes the splits back, and stops."""
     stop = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stop.set)
-    grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see, switchboard.observations.interrupted), grpc_port)
+    grpc_server = await serve(switchboard.splits, AccessLog(switchboard.see, switchboard.observations.interrupted), grpc_port, host)
     runner = web.AppRunner(application(switchboard, orders, token), access_log=None, shutdown_timeout=1)
     await runner.setup()
-    await web.TCPSite(runner, LOOPBACK, http_port).start()
+    await web.TCPSite(runner, host, http_port).start()
     log.info("serving HTTP on %d, gRPC on %d", http_port, grpc_port)
     lapsing = asyncio.create_task(_lapse_for_ever(switchboard, settings.lapse_every_s))
     await asyncio.wait({asyncio.create_task(stop.wait()), lapsing}, return_when=asyncio.FIRST_COMPLETED)
@@ -412,13 +420,15 @@ async def _serve(given: argparse.Namespace, state: Path, token: str) -> None:
         async with gateway_admin(given.gateway_admin) as admin:
             switchboard = Switchboard(state=file, files=data / "envoy", admin=admin, settings=settings)
             orders = OrderBook(Journal(data / "director" / "orders.jsonl"))
-            await run(switchboard, orders, http_port=given.http_port, grpc_port=given.grpc_port, token=token, settings=settings)
+            ports = {"http_port": given.http_port, "grpc_port": given.grpc_port}
+            await run(switchboard, orders, **ports, token=token, settings=settings, host=given.host)
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m delivery.director", description="Programs the gateway and holds the leases.")
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument("--grpc-port", type=int, required=True)
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on; a container's own network needs 0.0.0.0")
     parser.add_argument("--gateway-admin", required=True, help="Envoy's admin interface, like 127.0.0.1:18001")
     parser.add_argument("--split-ttl-s", type=float, default=Settings.split_ttl_s, help="how long Envoy keeps a split unheard")
     parser.add_argument("--timeout-s", type=float, default=Timeouts.total_s, help="what a request may take in all")

@@ -133,12 +133,16 @@ class Director:
     def model(self, model: str) -> ModelView:
         return _view(self._ask("GET", f"/v1/models/{model}"))
 
-    def put_candidate(self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None) -> ModelView:
+    def put_candidate(
+        self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None, *, metrics: str | None = None
+    ) -> ModelView:
         """Returns once the gateway reaches the candidate and finds it ready; it has no share yet. `http`, `grpc`: like 127.0.0.1:8000.
 
-        `slice_header` names the request header that is copied into the rows' `slice`; it stays until another candidate is put.
+        `slice_header` names the request header that is copied into the rows' `slice`; it stays until another candidate is put. `metrics`
+        is where Prometheus shall find the server's own figures; without it Prometheus is not told of the server.
         """
-        body = {"version": version, "http": http, "grpc": grpc, **({} if slice_header is None else {"slice_header": slice_header})}
+        optional = {"slice_header": slice_header, "metrics": metrics}
+        body = {"version": version, "http": http, "grpc": grpc, **{key: value for key, value in optional.items() if value is not None}}
         return _view(self._ask("PUT", f"/v1/models/{model}/candidate", body, timeout=CHANGE_TIMEOUT))
 
     def delete_candidate(self, model: str, version: int) -> ModelView:

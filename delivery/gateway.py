@@ -4,7 +4,8 @@
 directory by rename (a shared one would reload both on every rename). Whether they are in force, `delivery.gateway_admin` sees. Rendering
 is pure. This module decides no share, and makes no connection.
 
-`python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--recorder-ports N N] [--access-log FILE]`
+`python -m delivery.gateway BOOTSTRAP --files DIR --port N --admin-port N --director-grpc-port N [--recorder-ports N N] [--access-log FILE]
+[--host ADDRESS] [--director-host NAME] [--recorder-host NAME]`
 writes a bootstrap.
 """
 
@@ -101,18 +102,23 @@ def bootstrap(
     director_grpc_port: int,
     recorder_ports: tuple[int, int] | None = None,
     access_log: Path | None = None,
+    host: str = LOOPBACK,
+    director_host: str = LOOPBACK,
+    recorder_host: str = LOOPBACK,
 ) -> Json:
-    """Everything that Envoy must know at start. `files` holds the watched directories `cds` and `rds`; all addresses are loopback.
+    """Everything that Envoy must know at start. `files` holds the watched directories `cds` and `rds`.
 
-    `recorder_ports`: where the recorder takes mirrored HTTP and gRPC.
+    `recorder_ports`: where the recorder takes mirrored HTTP and gRPC. `host` is the address that Envoy listens on; director and recorder
+    may have names, which Envoy looks up.
     """
-    clusters = [_director_cluster(director_grpc_port), *(_recorder_clusters(*recorder_ports) if recorder_ports else ())]
+    recorder = _recorder_clusters(recorder_host, *recorder_ports) if recorder_ports else []
+    clusters = [_director_cluster(director_host, director_grpc_port), *recorder]
     return {
         "node": {"id": "gateway", "cluster": "penstock"},
-        "admin": {"address": _socket(f"{LOOPBACK}:{admin_port}")},
+        "admin": {"address": _socket(f"{host}:{admin_port}")},
         "stats_flush_interval": "1s",
         "layered_runtime": {"layers": _runtime_layers()},
-        "static_resources": {"listeners": [_listener(files, port, access_log)], "clusters": clusters},
+        "static_resources": {"listeners": [_listener(files, f"{host}:{port}", access_log)], "clusters": clusters},
         "dynamic_resources": {"cds_config": _watched(files, "cds")},
     }
 
@@ -349,27 +355,27 @@ def _director_service() -> Json:
     return {"envoy_grpc": {"cluster_name": DIRECTOR_CLUSTER, "retry_policy": again}}
 
 
-def _director_cluster(port: int) -> Json:
+def _director_cluster(host: str, port: int) -> Json:
     alive = {"connection_keepalive": {"interval": "1s", "timeout": "1s"}}
-    lone = {"priority": 0, "lb_endpoints": [{"endpoint": {"address": _socket(f"{LOOPBACK}:{port}")}}]}
+    lone = {"priority": 0, "lb_endpoints": [{"endpoint": {"address": _service(host, port)}}]}
     return {
         "name": DIRECTOR_CLUSTER,
-        "type": "STATIC",
+        **_found(host),
         "connect_timeout": "0.25s",
         "load_assignment": {"cluster_name": DIRECTOR_CLUSTER, "endpoints": [lone]},
         "typed_extension_protocol_options": _http_options({"explicit_http_config": {"http2_protocol_options": alive}}),
     }
 
 
-def _recorder_clusters(http_port: int, grpc_port: int) -> list[Json]:
+def _recorder_clusters(host: str, http_port: int, grpc_port: int) -> list[Json]:
     """A mirror costs the user nothing as long as Envoy does not pile up for it: few requests at once, none while the recorder is away."""
     limit = {"max_connections": RECORDER_REQUESTS, "max_pending_requests": RECORDER_REQUESTS, "max_requests": RECORDER_REQUESTS}
     return [
         {
             "name": f"{RECORDER}-{protocol}",
-            "type": "STATIC",
+            **_found(host),
             "connect_timeout": "0.25s",
-            "load_assignment": {"cluster_name": f"{RECORDER}-{protocol}", "endpoints": [_recorder_endpoint(port, http_port)]},
+            "load_assignment": {"cluster_name": f"{RECORDER}-{protocol}", "endpoints": [_recorder_endpoint(host, port, http_port)]},
             "typed_extension_protocol_options": _protocol_options(protocol),
             "circuit_breakers": {"thresholds": [limit]},
             "health_checks": [_health_check("/health")],
@@ -379,12 +385,23 @@ def _recorder_clusters(http_port: int, grpc_port: int) -> list[Json]:
     ]
 
 
-def _recorder_endpoint(port: int, http_port: int) -> Json:
-    endpoint = {"address": _socket(f"{LOOPBACK}:{port}"), "health_check_config": {"port_value": http_port}}
+def _recorder_endpoint(host: str, port: int, http_port: int) -> Json:
+    endpoint = {"address": _service(host, port), "health_check_config": {"port_value": http_port}}
     return {"priority": 0, "lb_endpoints": [{"endpoint": endpoint}]}
 
 
-def _listener(files: Path, port: int, access_log: Path | None) -> Json:
+def _service(host: str, port: int) -> Json:
+    """The address of one of our own services, which may have a name; models' servers never have."""
+    return {"socket_address": {"address": host, "port_value": port}}
+
+
+def _found(host: str) -> Json:
+    """How Envoy finds it: a name is looked up again each time that it is about to be forgotten, so a container may come back elsewhere."""
+    named = not host.replace(".", "").isdecimal()
+    return {"type": "STRICT_DNS", "respect_dns_ttl": True, "dns_lookup_family": "V4_ONLY"} if named else {"type": "STATIC"}
+
+
+def _listener(files: Path, address: str, access_log: Path | None) -> Json:
     connection_manager = {
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": STAT_PREFIX,
@@ -396,8 +413,7 @@ def _listener(files: Path, port: int, access_log: Path | None) -> Json:
     }
     network = {"name": "envoy.filters.network.http_connection_manager", "typed_config": connection_manager}
     chains = [{"filters": [network]}]
-    address = _socket(f"{LOOPBACK}:{port}")
-    return {"name": "gateway", "address": address, "per_connection_buffer_limit_bytes": BUFFER_BYTES, "filter_chains": chains}
+    return {"name": "gateway", "address": _socket(address), "per_connection_buffer_limit_bytes": BUFFER_BYTES, "filter_chains": chains}
 
 
 def _slice_remover() -> Json:
@@ -481,6 +497,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(name, type=int, required=True)
     parser.add_argument("--recorder-ports", type=int, nargs=2, metavar=("HTTP", "GRPC"), help="where the recorder takes mirrored requests")
     parser.add_argument("--access-log", type=Path)
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on; a container's own network needs 0.0.0.0")
+    for name in ("--director-host", "--recorder-host"):
+        parser.add_argument(name, default=LOOPBACK, help="address or name")
     given = vars(parser.parse_args(arguments))
     write_bootstrap(given.pop("bootstrap"), **given)
 

@@ -1,8 +1,8 @@
-"""The task `package`: a verified bundle becomes a model repository that a Triton can serve.
+"""The task `package`: a verified bundle becomes what a Triton can serve.
 
-Runs after the gate on the bundle's outputs. In the process runtime that is a folder of the local store, put in place by one rename; an
-image is built where a container engine is (not here yet). It tags the registry's version with its semantic version and its bundle's
-address.
+Runs after the gates on the bundle's outputs. Where servers are local processes that is a folder of the local store, put in place by one
+rename; where a container engine is, it is also an image, pushed to the container registry as a candidate. It tags the registry's version
+with its semantic version, its bundle's address and its image's digest. It promotes nothing: the serving tag is `promote`'s.
 """
 
 from __future__ import annotations
@@ -10,32 +10,63 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from delivery.findings import failed, passed
-from delivery.registry import BUNDLE_SHA256, BUNDLE_URI, SEMANTIC_VERSION, Registry
-from validation.bundle import BadBundle, Manifest, read_bundle
-from validation.contract import Bundle, Decision, Spec, sha256
+from delivery.registry import BUNDLE_SHA256, BUNDLE_URI, IMAGE, LICENCE, SEMANTIC_VERSION, Registry
+from validation.bundle import BadBundle, Manifest, OpenBundle, read_bundle
+from validation.contract import BadSpec, Bundle, Decision, Spec, sha256
 
-NO_IMAGE = "none: no engine in the process runtime"
+NO_IMAGE = "none: no engine"
+Imaging = Callable[[OpenBundle, Bundle, Mapping[str, str]], str]  # bundle and more labels -> the pushed image, by digest
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
     del evidence
-    return package(spec, Registry.from_env(), Path(os.environ["PENSTOCK_STATE"]) / "store")
+    store = Path(os.environ["PENSTOCK_STATE"]) / "store" if os.environ.get("PENSTOCK_STATE") else None
+    return package(spec, Registry.from_env(), store, _imaging if os.environ.get("DOCKER_HOST") else None)
 
 
-def package(spec: Spec, registry: Registry, store: Path) -> Decision:
-    """Unpacks the bundle's model below `store`; done twice it leaves the same folder. A bundle that is not what it says is `failed`."""
+def package(spec: Spec, registry: Registry, store: Path | None, imaging: Imaging | None = None) -> Decision:
+    """Unpacks the bundle's model below `store`, and has its image made; done twice it leaves the same. One of the two is needed.
+
+    A bundle that is not what it says is `failed`. Raises what is worth another try: `EngineTrouble`.
+    """
     bundle = spec.need_bundle()
+    if store is None and imaging is None:
+        raise BadSpec("neither PENSTOCK_STATE (a local store) nor DOCKER_HOST (an engine) is set: there is no place for a package")
     try:
-        manifest, repository = _unpacked(spec, bundle, store)
+        with read_bundle(bundle) as opened:
+            manifest, outputs = opened.manifest, _packed(spec, registry, opened, store, imaging)
     except BadBundle as error:
         return Decision(findings=(failed("bundle", str(error), advice="deliver the version again: its bundle is then made anew"),))
-    _tag(spec, registry, bundle, manifest)
-    why = f"{manifest.semantic_version}: {len(manifest.files)} files agree with the manifest; the repository is in place"
-    return Decision(findings=(passed("bundle", why),), outputs={"repository": str(repository), "image": NO_IMAGE})
+    _tag(spec, registry, bundle, manifest, outputs["image"])
+    why = f"{manifest.semantic_version}: {len(manifest.files)} files agree with the manifest; {_in_place(outputs)}"
+    return Decision(findings=(passed("bundle", why),), outputs=outputs)
+
+
+def _packed(spec: Spec, registry: Registry, opened: OpenBundle, store: Path | None, imaging: Imaging | None) -> dict[str, str]:
+    """The image first: putting the folder in place takes the model out of the opened bundle."""
+    _insist_on(spec, opened)
+    version = registry.version(spec.model, spec.version)
+    licence = {"org.opencontainers.image.licenses": version.tags[LICENCE]} if LICENCE in version.tags else {}
+    image = imaging(opened, spec.need_bundle(), licence) if imaging else NO_IMAGE
+    return {"image": image, **({"repository": str(_unpacked(spec, opened, store))} if store else {})}
+
+
+def _imaging(opened: OpenBundle, bundle: Bundle, more: Mapping[str, str]) -> str:
+    from delivery import image  # a place without an engine needs no SDK
+    from delivery.engine import engine
+
+    client, place = engine(), image.Place.from_env()
+    built = image.build(client, place, opened, bundle, more)
+    return image.push(client, place, built, opened.manifest.model, image.tags(opened.manifest, bundle)).reference
+
+
+def _in_place(outputs: Mapping[str, str]) -> str:
+    image = "no image: there is no engine" if outputs["image"] == NO_IMAGE else f"image {outputs['image']} is pushed"
+    return f"the repository is in place, {image}" if "repository" in outputs else image
 
 
 def place(source: Path, target: Path) -> None:
@@ -54,22 +85,24 @@ def place(source: Path, target: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _unpacked(spec: Spec, bundle: Bundle, store: Path) -> tuple[Manifest, Path]:
+def _insist_on(spec: Spec, opened: OpenBundle) -> None:
+    found = (opened.manifest.model, opened.manifest.version)
+    if found != (spec.model, spec.version):
+        raise BadBundle(f"the bundle at {spec.need_bundle().uri} holds {found[0]} v{found[1]}, not {spec.model} v{spec.version}")
+
+
+def _unpacked(spec: Spec, opened: OpenBundle, store: Path) -> Path:
     repository = store / spec.model / f"v{spec.version}"
-    with read_bundle(bundle) as opened:
-        found = (opened.manifest.model, opened.manifest.version)
-        if found != (spec.model, spec.version):
-            raise BadBundle(f"the bundle at {bundle.uri} holds {found[0]} v{found[1]}, not {spec.model} v{spec.version}")
-        content = opened.root / "repository"
-        content.mkdir()
-        opened.model_directory.rename(content / spec.model)
-        place(content, repository)
-        return opened.manifest, repository
+    content = opened.root / "repository"
+    content.mkdir()
+    opened.model_directory.rename(content / spec.model)
+    place(content, repository)
+    return repository
 
 
-def _tag(spec: Spec, registry: Registry, bundle: Bundle, manifest: Manifest) -> None:
+def _tag(spec: Spec, registry: Registry, bundle: Bundle, manifest: Manifest, image: str) -> None:
     tags = {SEMANTIC_VERSION: manifest.semantic_version, BUNDLE_URI: bundle.uri, BUNDLE_SHA256: bundle.sha256}
-    registry.tag(registry.version(spec.model, spec.version), tags)
+    registry.tag(registry.version(spec.model, spec.version), tags if image == NO_IMAGE else {**tags, IMAGE: image})
 
 
 def _digests(folder: Path) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
 """The task `promote`: the candidate becomes stable for good, and the registry says so.
 
 Last task of a delivery that passed everything. The order makes a crash repairable at each point: a tag on the version announces the
-promotion, then the gateway's stable changes, then the aliases, then the outcome, then the tag goes. A version that is stable at the gateway
+promotion, then the gateway's stable changes, then the container registry's serving tag, then the aliases, then the outcome, then the tag
+goes. A version that is stable at the gateway
 and still carries the tag is a promotion to be finished; `claim` and `restore` do that with `finish`. It judges nothing.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from delivery import servers as places
 from delivery.director_client import Director
 from delivery.findings import failed, passed
 from delivery.orders_watch import not_aborted
 from delivery.registry import DELIVERY, OUTCOME, PREVIOUS, PRODUCTION, PROMOTING, ModelVersion, Registry
-from delivery.triton import Server, running, server_name, stop_server
+from delivery.serving_tag import follow_image
+from delivery.triton import Server, server_name
 from validation.contract import Decision, Finding, Outcome, Spec
 
 PROMOTED = "promoted"
@@ -22,7 +25,8 @@ PROMOTED = "promoted"
 
 def run(spec: Spec, evidence: Path) -> Decision:
     del evidence
-    return promote(spec, Registry.from_env(), Director.from_env(), running, stop_server)
+    servers = places.from_env()
+    return promote(spec, Registry.from_env(), Director.from_env(), servers.running, servers.stop)
 
 
 def promote(
@@ -44,9 +48,9 @@ def promote(
 
 
 def _shown(spec: Spec) -> Finding:
-    """Nothing is promoted for lack of evidence: beside a stable version, the watch over all of the traffic must have passed."""
+    """Nothing is promoted for lack of evidence: the watch over all of the traffic must have passed, of a first version the last gate."""
     told = {row.get("task"): row.get("outcome") for row in spec.inputs.get("verdicts") or ()}
-    needed = "rollback_sensor_1000" if spec.stable else "latency_benchmark"
+    needed = "rollback_sensor_1000" if spec.stable else "integration"
     if told.get(needed) != "passed":
         why = f"{needed} has no passed verdict in this delivery ({told.get(needed) or 'none at all'})"
         return failed("shown", why, advice="deliver it again")
@@ -55,6 +59,7 @@ def _shown(spec: Spec) -> Finding:
 
 def finish(registry: Registry, version: ModelVersion, *, why: str, evidence: str = "") -> None:
     """What is left of a promotion once the gateway's stable has changed; can be done again from any point."""
+    follow_image(version)
     registry.move_production(version.model, version.number)
     if registry.version(version.model, version.number).tags.get(OUTCOME) != PROMOTED:
         registry.end(version, outcome=PROMOTED, at="promote", why=why, evidence=evidence)

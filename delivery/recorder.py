@@ -2,7 +2,8 @@
 
 Envoy sends it a share of every model's requests (`delivery.gateway`); the tasks `shadow` and `claim` read what came of them (client:
 `delivery.recorder_client`). This module is the service; what is kept is in `delivery.sample`, what is compared in `delivery.pairs`. It
-answers no user, moves no traffic, and judges nothing. Everything is bound to loopback; what is read needs the director's token.
+answers no user, moves no traffic, and judges nothing. Without --host everything is bound to loopback; what is read needs the director's
+token.
 
     PENSTOCK_STATE=... PENSTOCK_DIRECTOR_URL=... PENSTOCK_DIRECTOR_TOKEN=... python -m delivery.recorder --http-port N --grpc-port N
 
@@ -298,10 +299,10 @@ async def run(given: argparse.Namespace, state: Path, director_url: str, token: 
         views = Views(session, director_url, token)
         recorder = Recorder(views=views, sample=sample, pairs=pairs, servers=servers, pairs_per_s=given.pairs_per_s)
         mirrored = Mirrored(recorder)
-        server = await _serve_grpc(mirrored, given.grpc_port)
+        server = await _serve_grpc(mirrored, f"{given.host}:{given.grpc_port}")
         runner = web.AppRunner(application(mirrored, Api(recorder, sample, pairs), token), access_log=None, shutdown_timeout=0.5)
         await runner.setup()
-        await web.TCPSite(runner, LOOPBACK, given.http_port).start()
+        await web.TCPSite(runner, given.host, given.http_port).start()
         forgetting = asyncio.create_task(_forget(sample))
         await stop.wait()
         forgetting.cancel()
@@ -320,12 +321,12 @@ async def _forget(sample: Sample) -> None:
         await asyncio.sleep(FORGET_EVERY_S)
 
 
-async def _serve_grpc(mirrored: Mirrored, port: int) -> grpc.aio.Server:
+async def _serve_grpc(mirrored: Mirrored, address: str) -> grpc.aio.Server:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", BUFFER_BYTES), ("grpc.so_reuseport", 0)])
     service, method = INFER.strip("/").split("/")
     handler = grpc.unary_unary_rpc_method_handler(mirrored.grpc)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
-    server.add_insecure_port(f"{LOOPBACK}:{port}")
+    server.add_insecure_port(address)
     await server.start()
     return server
 
@@ -334,6 +335,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m delivery.recorder", description="Keeps a sample of mirrored requests.")
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument("--grpc-port", type=int, required=True)
+    parser.add_argument("--host", default=LOOPBACK, help="address to listen on; a container's own network needs 0.0.0.0")
     parser.add_argument("--rows-kept", type=int, default=ROWS_KEPT, help="of each model's requests, at least so many once they came")
     parser.add_argument("--days-kept", type=float, default=DAYS_KEPT, help="after which rows are deleted; 0 deletes what there is")
     parser.add_argument("--pairs-per-s", type=float, default=10.0, help="requests of a model that both versions are asked about")

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from delivery import servers
 from delivery.director_client import Director, LeaseHeld
 from delivery.findings import passed
 from delivery.promote import PROMOTED, finish
 from delivery.registry import DELIVERY, ENDED_AT, OUTCOME, PROMOTING, UNDONE_BY, ModelVersion, NotRegistered, Registry
-from delivery.triton import server_name, stop_server
+from delivery.triton import server_name
 from delivery.undo import follow
 from validation.contract import BadSpec, Decision, Finding, Spec
 
@@ -59,7 +60,7 @@ class _Parts:
 
 def run(spec: Spec, evidence: Path) -> Decision:
     del evidence
-    return restore(spec, Registry.from_env(), Director.from_env(), stop_server)
+    return restore(spec, Registry.from_env(), Director.from_env(), lambda name: servers.from_env().stop(name))
 
 
 def restore(spec: Spec, registry: Registry, director: Director, stop: Callable[[str], None]) -> Decision:
@@ -91,7 +92,7 @@ def ended(rows: Iterable[Mapping[str, Any]], *, dry_run: bool, strategy: str = "
     last = str(told[-1]["task"]) if told else "-"
     if last in ("promote", "bake"):
         return Ending(outcome="promoted", at=last, why=str(told[-1]["why"]))
-    if strategy == "shadow" and last == "start_candidate":
+    if strategy == "shadow" and last == "integration":
         return Ending(outcome="inconclusive", at="shadow", why="nothing is stable yet: there was no traffic to mirror")
     if (dry_run and last == "latency_benchmark") or (strategy == "shadow" and last == "shadow"):
         return Ending(outcome="dry_run", at=last, why="everything that was asked for passed; no traffic was asked for")
@@ -162,7 +163,8 @@ def _stop(spec: Spec, director: Director, stop: Callable[[str], None]) -> str:
 
 def _record(spec: Spec, version: ModelVersion, ending: Ending, registry: Registry, director: Director) -> str:
     """Writes outcome and gate results once; what stands already (a promotion, an undo, an earlier try of this task) stays."""
-    words = {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
+    not_run = {f"{FINDING_TAG}{task}": str(why) for task, why in dict(spec.inputs.get("not_run") or {}).items()}
+    words = not_run | {f"{FINDING_TAG}{row['task']}": str(row.get("outcome") or "error") for row in _rows(spec)}
     measured = {f"{BASELINE_TAG}{name}": f"{value:.6g}" for row in _rows(spec) for name, value in row.get("baselines", {}).items()}
     registry.tag(version, words | measured)
     written = (version.tags.get(OUTCOME), version.tags.get(ENDED_AT))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,12 +31,15 @@ Section = TypeVar("Section", Retrain, Trigger)
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
-    environments = Path(os.environ["PENSTOCK_STATE"]) / "envs"
-    return retrain(spec, evidence, Registry.from_env(), environments)
+    state = os.environ.get("PENSTOCK_STATE")
+    return retrain(spec, evidence, Registry.from_env(), Path(state) / "envs" if state else None)
 
 
-def retrain(spec: Spec, evidence: Path, registry: Registry, environments: Path) -> Decision:
-    """Versions are compared before and after; the evidence is the end of what the training printed."""
+def retrain(spec: Spec, evidence: Path, registry: Registry, environments: Path | None) -> Decision:
+    """Versions are compared before and after; the evidence is the end of what the training printed.
+
+    Without a folder of `environments` this very one is the training's: a container of the training's image.
+    """
     section, trigger = _section(spec, "retrain", Retrain), _section(spec, "trigger", Trigger)
     before = {each.number for each in registry.versions(spec.model)}
     try:
@@ -56,8 +60,10 @@ def _section(spec: Spec, name: str, kind: type[Section]) -> Section:
         raise BadSpec(str(error)) from error
 
 
-def _interpreter(section: Retrain, environments: Path) -> Path:
+def _interpreter(section: Retrain, environments: Path | None) -> Path:
     """Raises `BadSpec` when the environment is not there: no retry makes it."""
+    if environments is None:
+        return Path(sys.executable)
     python = environments / section.environment / "bin" / "python"
     if not python.exists():
         raise BadSpec(f"retrain.environment {section.environment!r}: there is no {python}; make that environment, or name another")

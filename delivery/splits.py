@@ -129,12 +129,12 @@ class _Stream:
         self.due.clear()
 
 
-async def serve(streams: SplitStreams, access_log: AccessLog, port: int) -> grpc.aio.Server:
-    """Starts the gRPC server on loopback; the caller stops it. Raises `RuntimeError` when the port is taken."""
+async def serve(streams: SplitStreams, access_log: AccessLog, port: int, host: str = LOOPBACK) -> grpc.aio.Server:
+    """Starts the gRPC server; the caller stops it. Raises `RuntimeError` when the port is taken."""
     server = grpc.aio.server()
     rtds_pb2_grpc.add_RuntimeDiscoveryServiceServicer_to_server(streams, server)
     als_pb2_grpc.add_AccessLogServiceServicer_to_server(access_log, server)
-    server.add_insecure_port(f"{LOOPBACK}:{port}")
+    server.add_insecure_port(f"{host}:{port}")
     await server.start()
     return server
 

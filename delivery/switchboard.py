@@ -13,7 +13,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from delivery.state_file import StateFile
 from delivery.traffic import Backend, Lease, ModelTraffic
 
 Check = Callable[[], Awaitable[bool]]
+ROLES = ("stable", "previous", "candidate")
 PROMOTION_S = 60.0  # longer than the slowest promotion; the lease is not let lapse inside of one
 log = logging.getLogger("director")
 
@@ -101,9 +102,14 @@ class Switchboard:
     def describe(self, model: str) -> Json:
         """The API's view of a model; unknown models have nothing."""
         known, lease = self.traffic(model), self.lease(model)
-        roles = {name: _plain(getattr(known, name)) for name in ("stable", "previous", "candidate")}
+        roles = {name: _plain(getattr(known, name)) for name in ROLES}
         split = lease and {"holder": lease.holder, "permille": lease.permille, "expires_in_s": round(lease.expires_at_s - self._now_s(), 3)}
         return {"model": model, **roles, "shadow_permille": known.shadow_permille, "split": split}
+
+    def targets(self) -> list[Json]:
+        """Every server that tells its own figures, in the words of Prometheus's HTTP service discovery; the others are left out."""
+        roles = [(model, role, getattr(known, role)) for model, known in sorted(self._models.items()) for role in ROLES]
+        return [_target(model, role, backend) for model, role, backend in roles if backend is not None and backend.metrics is not None]
 
     async def put_candidate(self, model: str, backend: Backend, *, slice_header: str | None = None) -> None:
         """Clusters first, confirmed and healthy, then the route that knows them with share 0."""
@@ -427,4 +433,8 @@ def _flat(rows: dict[str, list[Json]]) -> Iterable[Json]:
 
 
 def _plain(backend: Backend | None) -> Json | None:
-    return None if backend is None else {"version": backend.version, "http": backend.http, "grpc": backend.grpc}
+    return None if backend is None else asdict(backend)
+
+
+def _target(model: str, role: str, backend: Backend) -> Json:
+    return {"targets": [backend.metrics], "labels": {"model": model, "version": str(backend.version), "role": role}}

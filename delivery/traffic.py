@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from validation.policy import MODEL_NAME, parse
@@ -52,17 +52,22 @@ class Held(NotAllowed):
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """The server of one model version: `http` and `grpc` are addresses like 127.0.0.1:8000."""
+    """The server of one model version: `http` and `grpc` are addresses like 127.0.0.1:8000.
+
+    `metrics` is where it tells its own figures; nothing routes there, so two backends that differ in it alone are equal.
+    """
 
     version: int
     http: str
     grpc: str
+    metrics: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.version < 1:
             raise ValueError(f"version is {self.version}; versions count from 1")
-        for address in (self.http, self.grpc):
-            host_and_port(address)
+        for address in (self.http, self.grpc, self.metrics):
+            if address is not None:
+                host_and_port(address)
 
     def address(self, protocol: str) -> str:
         return self.http if protocol == "http" else self.grpc
@@ -106,9 +111,9 @@ class ModelTraffic:
         return others.get(backend)
 
     def with_candidate(self, backend: Backend, lease: Lease | None) -> ModelTraffic:
-        """The same backend again changes nothing. Raises `Held` when another candidate has a share, `NotAllowed` for stable's version."""
+        """The same backend again changes no traffic. Raises `Held` when another has a share, `NotAllowed` for stable's version."""
         if self.candidate == backend:
-            return self
+            return replace(self, candidate=backend)
         if self.stable is not None and self.stable.version == backend.version:
             raise NotAllowed(f"{self.model} v{backend.version} is stable already; deliver another version")
         if lease is not None:
@@ -261,8 +266,8 @@ def runtime_prefix(model: str) -> str:
 
 
 def dump(models: Mapping[str, ModelTraffic]) -> dict[str, Any]:
-    """The durable state as JSON values; empty roles are left out."""
-    rows = {name: {key: value for key, value in asdict(each).items() if value is not None} for name, each in sorted(models.items())}
+    """The durable state as JSON values; what is empty is left out."""
+    rows = {name: asdict(each, dict_factory=_filled) for name, each in sorted(models.items())}
     return {"format": STATE_FORMAT, "models": rows}
 
 
@@ -275,6 +280,10 @@ def load(state: Mapping[str, Any]) -> dict[str, ModelTraffic]:
     if wrong := [name for name, each in models.items() if each.model != name]:
         raise ValueError(f"the director's state files {models[wrong[0]].model!r} under {wrong[0]!r}")
     return {name: replace(each, shadow_permille=0) for name, each in models.items()}
+
+
+def _filled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if value is not None}
 
 
 def _held_by(lease: Lease | None, holder: str) -> None:

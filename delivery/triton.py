@@ -113,6 +113,14 @@ def servers(state: Path) -> dict[str, Server]:
     return {name: program.server for name, program in _programs(state).items()}
 
 
+def repository_of(name: str) -> Path:
+    """The folder that this server was given. Raises `ServerTrouble` when there is no such server."""
+    known = _programs(_state()).get(name)
+    if known is None:
+        raise ServerTrouble(f"there is no server {name}")
+    return Path(known.repository)
+
+
 def wait_ready(server: Server, model: str, timeout_s: float) -> float:
     """Waits until the server says that `model` is ready; returns the seconds it took.
 
@@ -125,7 +133,7 @@ def wait_ready(server: Server, model: str, timeout_s: float) -> float:
         info = cast("Mapping[str, Any]", supervisord(_socket()).getProcessInfo(server.name))
         first_pid = first_pid or info["pid"]
         if info["statename"] not in ALIVE or info["pid"] not in {0, first_pid}:
-            raise _ended(server.name, model, _log_tail(server.name))
+            raise ended(server.name, model, _log_tail(server.name))
         time.sleep(POLL_S)
     raise ServerTrouble(f"{server.name} was not ready with {model} after {timeout_s:g} s: {reason_in(_log_tail(server.name))}")
 
@@ -235,7 +243,7 @@ def _is_free(port: int) -> bool:
         return True
 
 
-def _ended(name: str, model: str, log: str) -> NotReady | ServerTrouble:
+def ended(name: str, model: str, log: str) -> NotReady | ServerTrouble:
     """Whose fault it is that a server ended: the model's where Triton's table of models says so."""
     kind = NotReady if "UNAVAILABLE: " in log.rpartition(START_LINE)[2] else ServerTrouble
     return kind(f"{name} ended while it loaded {model}: {reason_in(log)}")

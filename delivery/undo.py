@@ -10,6 +10,7 @@ from __future__ import annotations
 from delivery.director_client import Director
 from delivery.orders import UNDO, Order
 from delivery.registry import PREVIOUS, PRODUCTION, UNDONE_BY, Registry
+from delivery.serving_tag import follow_image
 
 ROLLED_BACK = "rolled_back"
 
@@ -23,6 +24,7 @@ def follow(model: str, registry: Registry, director: Director) -> str:
     version = registry.version(model, order.version)
     registry.end(version, outcome=ROLLED_BACK, at=order.at if order.delivery else UNDO, why=f"undone by {order.said}")
     registry.tag(version, {UNDONE_BY: order.who})
+    follow_image(registry.version(model, stable.version))
     registry.move_production(model, stable.version)  # last: until then another try finds that there is something to follow
     return f"{PRODUCTION} is v{stable.version} again, {PREVIOUS} is v{order.version}: undone by {order.said}"
 

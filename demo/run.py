@@ -20,7 +20,7 @@ from demo import report
 from demo.display import Display, console, display_for, story_table
 from demo.expected import STORY, Ending, Expected, Record, as_said, deviations
 from demo.services import Airflow, Director, NotNow, Registry, Version
-from demo.stage import DemoFailed, Stage
+from demo.stage import DemoFailed, Stage, stage_for
 from demo.watch import Watch
 from stack.keys import BadKeys, keys_file, read_keys
 from stack.settings import BadSettings
@@ -166,7 +166,7 @@ def main(environ: Mapping[str, str]) -> int:
     signal.signal(signal.SIGTERM, _as_interrupt)
     spare_loopback(os.environ)
     try:
-        stage = Stage(environ)
+        stage = stage_for(environ)
         print(f"logs of everything that the demo starts: {stage.logs}", flush=True)
         stage.fresh()
         return _with_stack(stage, keep=environ.get("KEEP") == "1")

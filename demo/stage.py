@@ -1,4 +1,4 @@
-"""The demo's surroundings: a state folder of its own, the local stack on it, and the programs that the demo starts beside it.
+"""The demo's surroundings: a state folder of its own, the stack (local, or in containers), and the programs that the demo starts beside it.
 
 `demo.run` uses it and nobody else. The state folder is `demo/` in the usual one, made anew for every demo; virtual environments are shared
 by link. Every program gets a session of its own, so that Ctrl-C reaches the demo alone and it can end them in order.
@@ -6,20 +6,30 @@ by link. Every program gets a session of its own, so that Ctrl-C reaches the dem
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+from zlib import crc32
 
-from stack.settings import Settings, read_settings
+from stack.docker_host import Host, HostTrouble
+from stack.keys import Keys, keys_file
+from stack.settings import ROOT, Settings, read_settings
 
 SHARED = ("envs", "uv")
 UP_LIMIT_S = 300.0
 DOWN_LIMIT_S = 90.0
 DRAIN_LIMIT_S = 20.0
+OVERRIDE = ROOT / "demo" / "compose.yaml"
+BESIDE_AIRFLOW = {"REGISTRY": 420, "PROMETHEUS": 1010, "ALERTMANAGER": 1013}  # ports that the local stack does not have
+SUBNETS = {"SUBNET": "0/24", "SUBNET_RANGE": "0/25", "SERVER_ADDRESSES": "128/25"}  # another for each project on one engine
+Value = TypeVar("Value")
 
 
 class DemoFailed(RuntimeError):
@@ -81,6 +91,9 @@ class Stage:
         if self.state.exists():
             shutil.rmtree(self.state)  # removes links, never what they lead to
         self.logs.mkdir(parents=True)
+        self._link_environments()
+
+    def _link_environments(self) -> None:
         for name in SHARED:
             if (self.state.parent / name).exists():
                 (self.state / name).symlink_to(self.state.parent / name, target_is_directory=True)
@@ -136,6 +149,59 @@ class Stage:
                 process.wait()
         if status != 0:
             raise DemoFailed(f"`python -m stack {command}` ended with status {status}; logs: {self.logs}")
+
+
+class ContainerStage(Stage):
+    """The same on docker-compose.yaml, as a project of its own on fresh volumes; the client and the training stay on the host."""
+
+    def __init__(self, environ: Mapping[str, str], folder: str = "demo") -> None:
+        super().__init__(environ, folder)
+        ports = self.settings.ports
+        published = {"AIRFLOW": ports.airflow, "MLFLOW": ports.mlflow, "GATEWAY": ports.gateway, "DIRECTOR": ports.director_http}
+        published |= {name: ports.airflow + above for name, above in BESIDE_AIRFLOW.items()}
+        number = 1 + crc32(folder.encode()) % 250
+        variables = {f"PENSTOCK_{name}_PORT": str(port) for name, port in published.items()}
+        variables |= {f"PENSTOCK_{name}": f"10.213.{number}.{part}" for name, part in SUBNETS.items()}
+        known = {name: value for name, value in environ.items() if name != "PENSTOCK_STATE"}
+        policies = {"PENSTOCK_POLICIES": str(self.settings.policies)}
+        self.host = Host({**known, **variables, **policies, "COMPOSE_PROJECT_NAME": f"penstock-{folder}"}, more=[OVERRIDE])
+
+    def fresh(self) -> None:
+        self._on_host(lambda: self.host.down(with_data=True))
+        if self.state.exists():
+            shutil.rmtree(self.state)
+        self.logs.mkdir(parents=True)
+        self._link_environments()
+
+    def up(self) -> None:
+        self._on_host(self.host.up)
+        row = json.loads(self._on_host(lambda: self.host.secret("")))
+        names = {each.name for each in dataclasses.fields(Keys)}
+        path = keys_file(self.state)
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({name: value for name, value in row.items() if name in names}))
+
+    def down(self) -> None:
+        """What the services and tasks said stays beside the report."""
+        with contextlib.suppress(DemoFailed):
+            (self.logs / "compose.log").write_text(self._on_host(lambda: self.host.compose("logs", "--no-color", "-t", quiet=True)))
+        self._on_host(lambda: self.host.down(with_data=True))
+
+    @staticmethod
+    def _on_host(act: Callable[[], Value]) -> Value:
+        try:
+            return act()
+        except HostTrouble as error:
+            raise DemoFailed(str(error)) from error
+
+
+def stage_for(environ: Mapping[str, str]) -> Stage:
+    """Where PENSTOCK_RUNTIME says: `process` (the local stack) or `docker`. Raises `DemoFailed` for another word."""
+    kinds = {"process": Stage, "docker": ContainerStage}
+    kind = environ.get("PENSTOCK_RUNTIME") or "process"
+    if kind not in kinds:
+        raise DemoFailed(f"RUNTIME is {kind!r}; known: {', '.join(kinds)}")
+    return kinds[kind](environ)
 
 
 def _last_line(path: Path) -> str:

@@ -11,6 +11,7 @@ from validation.policy import section
 
 class Claim(TaskOperator):
     noun = "claim"
+    uses_engine = True
     connections = ("mlflow", "director")
     tries_again = 30  # it holds nothing yet, and a version whose claim gave up would never be offered again
     follows_claim = False

@@ -24,4 +24,4 @@ class Export(TaskOperator):
         return {"columns": list(self.policy.golden_set.columns)}
 
     def job(self, spec: Spec) -> Job:
-        return replace(super().job(spec), environment=self.policy.export.environment)
+        return replace(super().job(spec), environment=self.policy.export.environment, sandboxed=True)

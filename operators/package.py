@@ -7,3 +7,4 @@ from operators.task import TaskOperator
 
 class Package(TaskOperator):
     noun = "package"
+    uses_engine = True

@@ -10,6 +10,7 @@ from operators.rollout import RolloutOperator, delivery_verdicts
 
 class Promote(RolloutOperator):
     noun = "promote"
+    uses_engine = True
     needs_stable = False
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:

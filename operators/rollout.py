@@ -12,7 +12,7 @@ from validation.policy import Step, parts, section
 class RolloutOperator(TaskOperator):
     """A task that touches servers or traffic: not in a dry run, only in its strategies, mostly only beside a stable version."""
 
-    connections = ("mlflow", "director")
+    connections: ClassVar[tuple[str, ...]] = ("mlflow", "director")
     needs_stable: ClassVar[bool] = True
     strategies: ClassVar[tuple[str, ...]] = ("canary", "blue_green")
 

@@ -34,7 +34,11 @@ class CannotStart(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of one task. `environment` names a virtual environment or an image; `environ` holds addresses and credentials."""
+    """One run of one task. `environment` names a virtual environment or an image; `environ` holds addresses and credentials.
+
+    Containers are joined to the networks that `reaches` names, and to no others. `sandboxed` jobs put up walls of their own inside, for
+    which a container must let them; `gpus` is how many they are given.
+    """
 
     name: str
     environment: str
@@ -42,6 +46,9 @@ class Job:
     spec_json: str
     timeout_s: float
     environ: Mapping[str, str]
+    reaches: tuple[str, ...] = ("core",)
+    sandboxed: bool = False
+    gpus: int = 0
 
 
 class Runtime(Protocol):
@@ -72,7 +79,7 @@ def runtime_from_environ(environ: Mapping[str, str] = os.environ) -> Runtime:
     if kind == "process":
         return ProcessRuntime(state=Path(environ["PENSTOCK_STATE"]))
     if kind == "docker":
-        return DockerRuntime(image_prefix=environ.get("PENSTOCK_IMAGES", "penstock/"), network=environ.get("PENSTOCK_NETWORK", "bridge"))
+        return DockerRuntime.from_environ(environ)
     raise CannotStart(f"PENSTOCK_RUNTIME is {kind!r}; known runtimes: process, docker")
 
 
@@ -178,11 +185,28 @@ def _wait_for(holds: Any, *, timeout_s: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DockerRuntime:
-    """Each task in a hardened container of its image; the verdict is fetched from `/out`, so nothing of the host is mounted."""
+    """Each task in a hardened container of its image; the verdict is fetched from `/out`, so nothing of the host is mounted.
+
+    `network` is a network's name; a `*` in it stands for each of the words that a job reaches. `project` tells stacks on one engine apart.
+    `sandbox_profile` is a seccomp profile (JSON) for jobs that put up walls of their own; without one they get the engine's own.
+    """
 
     image_prefix: str
     network: str
+    project: str = "penstock"
     memory: str = "2g"
+    sandbox_profile: str = ""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> DockerRuntime:
+        profile = environ.get("PENSTOCK_SANDBOX_PROFILE")
+        return cls(
+            image_prefix=environ.get("PENSTOCK_IMAGES", "penstock/"),
+            network=environ.get("PENSTOCK_NETWORK", "bridge"),
+            project=environ.get("PENSTOCK_PROJECT", "penstock"),
+            memory=environ.get("PENSTOCK_TASK_MEMORY", "2g"),
+            sandbox_profile=Path(profile).read_text() if profile else "",
+        )
 
     def start(self, job: Job) -> None:
         container = self._find(job.name)
@@ -213,7 +237,11 @@ class DockerRuntime:
 
     def log(self, name: str) -> str:
         container = self._find(name)
-        return "" if container is None else container.logs(tail=2000)[-LOG_LIMIT_BYTES:].decode(errors="replace")
+        if container is None:
+            return ""
+        text: str = container.logs(tail=2000)[-LOG_LIMIT_BYTES:].decode(errors="replace")
+        killed = f"killed: it needs more than {self.memory} of memory; raise PENSTOCK_TASK_MEMORY\n"
+        return text + killed if container.attrs["State"].get("OOMKilled") else text
 
     def keep_alive(self, name: str) -> None:
         container = self._find(name)
@@ -233,33 +261,51 @@ class DockerRuntime:
     def _create(self, job: Job) -> None:
         from docker.errors import DockerException
 
+        engine, container = self._engine(), None
         try:
-            container = self._engine().containers.create(f"{self.image_prefix}{job.environment}", **self._hardened(job))
-        except DockerException as error:
-            raise CannotStart(f"no container for {job.name}: {error}") from error
-        try:
+            container = engine.containers.create(f"{self.image_prefix}{job.environment}", **self._hardened(job))
+            for network in self._networks(job)[1:]:
+                engine.networks.get(network).connect(container)
             container.start()
         except DockerException as error:
-            container.remove(v=True, force=True)  # the SDK leaves the created container behind
-            raise CannotStart(f"the container of {job.name} does not start: {error}") from error
+            if container is not None:
+                container.remove(v=True, force=True)  # the SDK leaves the created container behind
+            raise CannotStart(f"the container of {job.name} does not start: {_advised(error)}") from error
+
+    def _networks(self, job: Job) -> list[str]:
+        return list(dict.fromkeys(self.network.replace("*", each) for each in job.reaches))
 
     def _hardened(self, job: Job) -> dict[str, Any]:
         return {
             "command": ["timeout", "--kill-after=10", str(job.timeout_s), "python", "-m", job.package],
-            "name": job.name,
+            "name": f"{self.project}-{job.name}",
             "environment": {**job.environ, "TASK_SPEC": job.spec_json, "TASK_OUT": "/out", "PENSTOCK_JOB": job.name},
-            "labels": {"penstock.job": job.name},
-            "network": self.network,
+            "labels": {"penstock.job": job.name, "penstock.project": self.project},
+            "network": self._networks(job)[0],
             "volumes": ["/out"],
-            "tmpfs": {"/tmp": "size=512m"},  # noqa: S108 - the container's own
+            "tmpfs": {"/tmp": "size=2g"},  # noqa: S108 - the container's own; it counts as the container's memory
             "read_only": True,
             "user": "65534:65534",
             "cap_drop": ["ALL"],
-            "security_opt": ["no-new-privileges"],
+            "security_opt": ["no-new-privileges", *self._walls(job)],
             "mem_limit": self.memory,
+            "memswap_limit": self.memory,
             "pids_limit": 256,
             "init": True,
+            **self._devices(job),
         }
+
+    def _walls(self, job: Job) -> list[str]:
+        """The profile lets the job leave its namespaces, as an unprivileged user and for nothing but to put up walls."""
+        return [f"seccomp={self.sandbox_profile}", "apparmor=unconfined"] if job.sandboxed and self.sandbox_profile else []
+
+    @staticmethod
+    def _devices(job: Job) -> dict[str, Any]:
+        if not job.gpus:
+            return {}
+        from docker.types import DeviceRequest
+
+        return {"device_requests": [DeviceRequest(count=job.gpus, capabilities=[["gpu"]])]}
 
     def _joins(self, container: Any, job: Job) -> bool:
         same = f"TASK_SPEC={job.spec_json}" in container.attrs["Config"]["Env"]
@@ -269,7 +315,7 @@ class DockerRuntime:
         from docker.errors import NotFound
 
         try:
-            return self._engine().containers.get(name)
+            return self._engine().containers.get(f"{self.project}-{name}")
         except NotFound:
             return None
 
@@ -281,6 +327,20 @@ class DockerRuntime:
             return from_env(timeout=30)
         except DockerException as error:
             raise CannotStart(f"no Docker engine answers ({error}): start one, or set PENSTOCK_RUNTIME=process") from error
+
+
+def _advised(error: object) -> str:
+    """The engine's words, and what to do about the usual ones."""
+    words = " ".join(str(error).split())[:600]
+    return words + next((f": {advice}" for sign, advice in _ADVICE if sign in words.lower()), "")
+
+
+_ADVICE = (
+    ("no such image", "build the project's images (`make images`)"),
+    ("pull access denied", "build the project's images (`make images`)"),
+    ("could not select device driver", "this engine has no GPU: leave the GPU override out, or install NVIDIA's container toolkit"),
+    ("no space left", "the engine's disk is full: `docker system df` shows what takes it"),
+)
 
 
 def _bounded(chunks: Any) -> bytes:

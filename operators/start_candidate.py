@@ -7,5 +7,7 @@ from operators.rollout import RolloutOperator
 
 class StartCandidate(RolloutOperator):
     noun = "start_candidate"
+    reaches = ("core", "serving")
+    uses_engine = True
     needs_stable = False
     strategies = ("canary", "blue_green", "shadow")

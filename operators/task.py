@@ -32,6 +32,14 @@ from validation.policy import Policy
 POLL_S = 0.2
 BEAT_S = 1.0
 KEEPALIVE_S = 6.0  # a watch nobody waited for this long takes its candidate back
+PLACE = (
+    "PENSTOCK_SUPERVISOR",
+    "PENSTOCK_TRITON",
+    "PENSTOCK_TRITON_PORTS",
+    "PENSTOCK_SANDBOX",
+    "PENSTOCK_RECORDER_URL",
+    "PENSTOCK_GATEWAY",
+)
 
 
 class TaskOperator(BaseOperator):
@@ -47,6 +55,8 @@ class TaskOperator(BaseOperator):
     deferrable: ClassVar[bool] = False
     tries_again: ClassVar[int] = 2
     follows_claim: ClassVar[bool] = True
+    reaches: ClassVar[tuple[str, ...]] = ("core",)  # networks of its container
+    uses_engine: ClassVar[bool] = False  # whether it may start containers and push images, where there is an engine
     ui_color = "#d7e8f4"
 
     def __init__(self, *, policy: Policy | None = None, timeout_s: float = 600, **kwargs: Any) -> None:
@@ -154,6 +164,7 @@ class TaskOperator(BaseOperator):
             spec_json=spec.to_json(),
             timeout_s=self.timeout_s,
             environ=self._environ(),
+            reaches=(*self.reaches, *(("engine",) if self.uses_engine else ())),
         )
 
     @property
@@ -164,7 +175,7 @@ class TaskOperator(BaseOperator):
         environ: dict[str, str] = {"TASK_KEEPALIVE_S": str(KEEPALIVE_S)} if self.deferrable else {}
         for name in self.connections:
             environ |= _CONNECTION_ENVIRON[name](BaseHook.get_connection(name))
-        return environ | place_environ()
+        return environ | place_environ() | (engine_environ() if self.uses_engine else {})
 
     def _wait(self, name: str) -> None:
         runtime, end = runtime_from_environ(), time.monotonic() + self.timeout_s + 30
@@ -230,8 +241,36 @@ def job_name(spec: Spec, task_id: str) -> str:
 
 def place_environ() -> dict[str, str]:
     """What a task needs to know about the place that it runs in; set for Airflow by the stack or the deployment."""
-    names = ("PENSTOCK_SUPERVISOR", "PENSTOCK_TRITON", "PENSTOCK_TRITON_PORTS", "PENSTOCK_SANDBOX", "PENSTOCK_RECORDER_URL")
-    return {name: os.environ[name] for name in names if name in os.environ}
+    return {name: os.environ[name] for name in PLACE if name in os.environ}
+
+
+def has_engine() -> bool:
+    """Whether this place has a container engine, whether or not it answers."""
+    return bool(os.environ.get("PENSTOCK_ENGINE"))
+
+
+def engine_environ() -> dict[str, str]:
+    """How a task that may use the engine reaches it and the container registry; empty in a place without an engine."""
+    if not has_engine():
+        return {}
+    known = {name: os.environ[name] for name in _ENGINE_ENVIRON if name in os.environ}
+    registry = {}
+    if "AIRFLOW_CONN_CONTAINER_REGISTRY" in os.environ:
+        connection = BaseHook.get_connection("container_registry")
+        registry = {"PENSTOCK_REGISTRY_USER": connection.login or "", "PENSTOCK_REGISTRY_PASSWORD": connection.password or ""}
+    return {"DOCKER_HOST": os.environ["PENSTOCK_ENGINE"]} | known | registry
+
+
+_ENGINE_ENVIRON = (
+    "PENSTOCK_PROJECT",
+    "PENSTOCK_REGISTRY",
+    "PENSTOCK_REGISTRY_URL",
+    "PENSTOCK_SERVING_IMAGE",
+    "PENSTOCK_SERVING_NETWORK",
+    "PENSTOCK_SERVER_ADDRESSES",
+    "PENSTOCK_SERVER_MEMORY_MIB",
+    "PENSTOCK_SERVER_GPUS",
+)
 
 
 def _bundle(inputs: Mapping[str, Any], prefix: str) -> Bundle | None:

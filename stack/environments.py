@@ -27,6 +27,7 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "mlflow": (),
     "postgres": (),
     "director": ("delivery", "validation"),
+    "engine_gate": ("delivery", "validation"),
     "envoy": (),
     "triton": (),
     "export": ("delivery", "validation"),
@@ -36,14 +37,27 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "golden_set": ("validation",),
     "distribution": ("validation",),
     "latency_benchmark": ("validation",),
+    "integration": ("validation",),
     "rollout": ("delivery", "validation"),
     "training": ("demo",),
     "tests": PACKAGES,
 }
 OPTIONAL = ("export_boosting", "export_torch", "export_tensorflow")  # heavy frameworks: installed only where a policy asks for them
-ALWAYS = tuple(name for name in ENVIRONMENTS if name not in OPTIONAL)
+CONTAINERS_ONLY = ("engine_gate",)  # what only a stack of containers runs: installed in its image
+ALWAYS = tuple(name for name in ENVIRONMENTS if name not in (*OPTIONAL, *CONTAINERS_ONLY))
 RUNNING = tuple(name for name in ALWAYS if name != "tests")  # what the stack needs
-COMPILED = ("airflow", "mlflow", "export", "rollout", "golden_set", "distribution", "latency_benchmark", "training", *OPTIONAL)
+COMPILED = (
+    "airflow",
+    "mlflow",
+    "export",
+    "rollout",
+    "golden_set",
+    "distribution",
+    "latency_benchmark",
+    "integration",
+    "training",
+    *OPTIONAL,
+)
 """Big servers and programs that live for seconds start much faster from bytecode; uv does not compile by itself."""
 
 ELSEWHERE = {

@@ -261,7 +261,7 @@ def _register(settings: Settings, keys: Keys) -> None:
     end_s = time.monotonic() + WEBHOOK_S
     while True:
         try:
-            webhook.register(settings, keys)
+            webhook.register(settings.mlflow_url, settings.airflow_url, keys)
         except httpx.TransportError as error:
             if time.monotonic() > end_s:
                 raise _no_webhook(settings, error) from error

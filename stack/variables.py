@@ -83,20 +83,28 @@ def recorder(settings: Settings, keys: Keys) -> dict[str, str]:
 
 def airflow(settings: Settings, keys: Keys) -> dict[str, str]:
     """All four components of Airflow share one environment; `penstock` variables in it reach operators and plugins."""
-    sections = {**_airflow_core(settings), **_airflow_timing(), **_airflow_secrets(settings, keys)}
+    sections = {**_airflow_core(settings), **airflow_timing(), **_airflow_secrets(settings, keys)}
     return {
         "AIRFLOW_HOME": str(settings.data / "airflow"),
         **{f"AIRFLOW__{name}": value for name, value in sections.items()},
         **triton(settings),
+        **_engine(),
         "PENSTOCK_RUNTIME": "process",
         "PENSTOCK_RECORDER_URL": settings.recorder_url,
+        "PENSTOCK_GATEWAY": settings.gateway_address,
         "PENSTOCK_AIRFLOW_URL": settings.airflow_url,
         "PENSTOCK_AIRFLOW_USER": WEBHOOK_USER,
         "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_webhook_password,
         "PENSTOCK_WEBHOOK_SECRET": keys.mlflow_webhook_secret,
-        "AIRFLOW_CONN_MLFLOW": _connection(settings.ports.mlflow, None),
-        "AIRFLOW_CONN_DIRECTOR": _connection(settings.ports.director_http, keys.director_token),
+        "AIRFLOW_CONN_MLFLOW": connection("127.0.0.1", settings.ports.mlflow),
+        "AIRFLOW_CONN_DIRECTOR": connection("127.0.0.1", settings.ports.director_http, password=keys.director_token),
     }
+
+
+def _engine() -> dict[str, str]:
+    """The local stack needs no engine; with PENSTOCK_ENGINE set when it starts, `package` makes images too and `container_check` runs."""
+    names = ("PENSTOCK_ENGINE", "PENSTOCK_REGISTRY", "PENSTOCK_SERVING_IMAGE", "PENSTOCK_SERVING_NETWORK", "PENSTOCK_PROJECT")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _airflow_core(settings: Settings) -> dict[str, str]:
@@ -120,7 +128,7 @@ def _airflow_core(settings: Settings) -> dict[str, str]:
     }
 
 
-def _airflow_timing() -> dict[str, str]:
+def airflow_timing() -> dict[str, str]:
     """Quick to start a task, and quick to notice what a killed component left; measured defaults take minutes."""
     return {
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
@@ -145,6 +153,7 @@ def _airflow_secrets(settings: Settings, keys: Keys) -> dict[str, str]:
     }
 
 
-def _connection(port: int, password: str | None) -> str:
-    fields = {"conn_type": "http", "host": "127.0.0.1", "port": port, "schema": "http", "password": password}
+def connection(host: str, port: int, *, login: str | None = None, password: str | None = None) -> str:
+    """An Airflow connection over plain HTTP, as its environment variable holds it."""
+    fields = {"conn_type": "http", "host": host, "port": port, "schema": "http", "login": login, "password": password}
     return json.dumps({name: value for name, value in fields.items() if value is not None})

@@ -1,7 +1,7 @@
 """Tells MLflow where its events go: one webhook, registered over MLflow's REST interface.
 
-`stack.up` calls it at each start; a webhook that is right is left alone, because MLflow notices a change only after up to a minute.
-It receives nothing: that is `plugins/registry_webhook.py`.
+`stack.up` and `stack.compose` call it at each start; a webhook that is right is left alone, because MLflow notices a change only after up
+to a minute. It receives nothing: that is `plugins/registry_webhook.py`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ from typing import Any
 import httpx
 
 from stack.keys import Keys
-from stack.settings import Settings
 
 NAME = "penstock"
 EVENTS = (("MODEL_VERSION", "CREATED"), ("MODEL_VERSION_TAG", "SET"), ("MODEL_VERSION_ALIAS", "CREATED"))
 PATH = "/api/2.0/mlflow/webhooks"
 
 
-def register(settings: Settings, keys: Keys) -> str:
+def register(mlflow_url: str, airflow_url: str, keys: Keys) -> str:
     """Leaves exactly one webhook of our name, with our address, events and secret; returns its id. Raises `httpx.HTTPError`."""
-    wanted = _wanted(settings, keys)
-    with httpx.Client(base_url=settings.mlflow_url, timeout=10, trust_env=False) as registry:
+    wanted = _wanted(airflow_url, keys)
+    with httpx.Client(base_url=mlflow_url, timeout=10, trust_env=False) as registry:
         ours = [row for row in _all(registry) if row.get("name") == NAME]
         right = [row for row in ours if _is(row, wanted)][:1]
         for row in ours:
@@ -32,13 +31,13 @@ def register(settings: Settings, keys: Keys) -> str:
         return str((right or [_create(registry, wanted)])[0]["webhook_id"])
 
 
-def _wanted(settings: Settings, keys: Keys) -> dict[str, Any]:
+def _wanted(airflow_url: str, keys: Keys) -> dict[str, Any]:
     """MLflow never shows a secret again; a digest of it in the description tells whether it is still ours."""
     mark = hashlib.sha256(keys.mlflow_webhook_secret.encode()).hexdigest()[:16]
     return {
         "name": NAME,
         "description": f"Events that may ask for a delivery. Secret {mark}.",
-        "url": f"{settings.airflow_url}/mlflow-webhook/",
+        "url": f"{airflow_url}/mlflow-webhook/",
         "events": [{"entity": entity, "action": action} for entity, action in EVENTS],
         "secret": keys.mlflow_webhook_secret,
         "status": "ACTIVE",

@@ -68,9 +68,11 @@ class FakeDirector:
         self._called("model")
         return self._view(model)
 
-    def put_candidate(self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None) -> ModelView:
+    def put_candidate(
+        self, model: str, version: int, http: str, grpc: str, slice_header: str | None = None, *, metrics: str | None = None
+    ) -> ModelView:
         self._called("put_candidate")
-        wanted = Backend(version=version, http=http, grpc=grpc)
+        wanted = Backend(version=version, http=http, grpc=grpc, metrics=metrics)
         self.traffic[model] = self._of(model).with_candidate(wanted, self.leases.get(model)).with_slices(slice_header)
         return self._view(model)
 

@@ -207,7 +207,7 @@ def test_a_gateway_without_memory_gets_stable_back(registry: Registry, director:
     assert outcome(decision) is Outcome.PASSED
     stable = director.model(model).stable
     assert stable is not None
-    assert stable.version == 1
+    assert (stable.version, stable.metrics) == (1, "127.0.0.1:18202")
 
 
 def test_a_lost_stable_without_a_server_is_refused(registry: Registry, director: FakeDirector, model: str) -> None:

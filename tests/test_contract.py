@@ -430,7 +430,10 @@ def test_the_program_refuses_a_bad_spec_with_64(tmp_path):
 def test_the_program_knows_its_tasks(tmp_path):
     """A task that this image does not carry is a bad spec that names the known ones."""
     ended = program(TASK_SPEC=SPEC.to_json().replace("golden_set", "promote"), TASK_OUT=str(tmp_path))
-    assert (ended.returncode, "known here: distribution, golden_set, latency_benchmark" in ended.stderr) == (EXIT_BAD_SPEC, True)
+    assert (ended.returncode, "known here: distribution, golden_set, integration, latency_benchmark" in ended.stderr) == (
+        EXIT_BAD_SPEC,
+        True,
+    )
 
 
 def test_the_program_without_an_output_folder_is_our_error():

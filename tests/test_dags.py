@@ -14,7 +14,18 @@ from airflow_home import ROOT
 
 from validation.policy import STRATEGIES, read_policy
 
-NOUNS = ["claim", "export", "golden_set", "distribution", "package", "latency_benchmark", "start_candidate", "shadow"]
+NOUNS = [
+    "claim",
+    "export",
+    "golden_set",
+    "distribution",
+    "package",
+    "container_check",
+    "latency_benchmark",
+    "start_candidate",
+    "integration",
+    "shadow",
+]
 STEPS = [f"{noun}_{permille}" for permille in (10, 100, 500, 1000) for noun in ("traffic_shift", "rollback_sensor")]
 
 
@@ -74,6 +85,7 @@ def test_tasks_have_the_time_that_the_policy_gives_them(dags: DagBag) -> None:
     pause_s = policy.rollout.pause_max_seconds
     assert tasks["shadow"].timeout_s == policy.shadow.max_seconds + pause_s + 60
     assert tasks["bake"].timeout_s == policy.rollout.bake_seconds + 60
+    assert tasks["integration"].timeout_s == policy.integration.calls_seconds + 600
     assert tasks["latency_benchmark"].timeout_s == policy.latency_benchmark.max_seconds + 180
     assert [tasks[f"rollback_sensor_{step.permille}"].timeout_s - step.max_seconds for step in policy.rollout.steps] == [pause_s + 60] * 4
 

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from gateway_fixtures import (
+    ROOT,
     TOKEN,
     Client,
     Load,
@@ -505,6 +507,51 @@ def test_a_damaged_state_stops_the_director(tmp_path):
     assert "unknown key models.digits.share" in (tmp_path / "director.log").read_text()
 
 
+# ---- what Prometheus is told
+
+
+async def test_servers_that_tell_their_figures_are_targets(shared, model):
+    """Each with its model, its version and its role of now; the form is that of Prometheus's HTTP service discovery."""
+    async with versions(model, 1, 2) as (v1, v2):
+        await call(lambda: shared.client.put_candidate(model, *v1.address, metrics="127.0.0.1:7001"))
+        await call(shared.client.put_stable, model, 1)
+        await call(lambda: shared.client.put_candidate(model, *v2.address, metrics="127.0.0.1:7002"))
+        before = await call(targets, shared, model)
+        await call(shared.client.put_stable, model, 2)
+        after = await call(targets, shared, model)
+    assert before == {("127.0.0.1:7001", "1", "stable"), ("127.0.0.1:7002", "2", "candidate")}
+    assert after == {("127.0.0.1:7001", "1", "previous"), ("127.0.0.1:7002", "2", "stable")}
+
+
+async def test_a_server_that_tells_no_figures_is_no_target(shared, model):
+    """A version of before there were metrics serves on, and Prometheus is not sent to a guessed address."""
+    async with versions(model, 1) as (v1,):
+        await make_stable(shared, v1)
+        assert (shared.client.model(model).stable.metrics, targets(shared, model)) == (None, set())
+
+
+def targets(stack: Stack, model: str) -> set[tuple[str, str, str]]:
+    answer = ask(stack, "GET", "/v1/targets")
+    assert answer.headers["content-type"].startswith("application/json")  # Prometheus takes no other
+    rows = [each for each in answer.json() if each["labels"]["model"] == model]
+    assert all(set(each) == {"targets", "labels"} and set(each["labels"]) == {"model", "version", "role"} for each in rows)
+    return {(each["targets"][0], each["labels"]["version"], each["labels"]["role"]) for each in rows}
+
+
+async def test_alerts_are_made_of_what_envoy_tells(shared, model):
+    """Every Envoy counter that the rules name is one that this Envoy shows for a version's cluster, under this label."""
+    named = set(re.findall(r"envoy_cluster_\w*rq_\w+", (ROOT / "docker" / "prometheus" / "rules.yml").read_text()))
+    async with versions(model, 1) as (v1,), Client(shared, model) as client:
+        await make_stable(shared, v1)
+        v1.fails = lambda _: True
+        await client.many(4)
+        page = (await call(httpx.get, f"http://127.0.0.1:{shared.port['admin']}/stats/prometheus")).text
+    lines = [line for line in page.splitlines() if f'envoy_cluster_name="{model}--v1--http"' in line]
+    assert len(named) == 3
+    assert named <= {line.partition("{")[0] for line in lines}
+    assert all(any(line.startswith(f"{name}{{") and 'class="5"' in line for line in lines) for name in named if name.endswith("_xx"))
+
+
 # ---- the API's edges
 
 
@@ -513,7 +560,7 @@ def ask(stack: Stack, method: str, path: str, **more) -> httpx.Response:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer \xe9"}])
-@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits/observations?after=0", "/anything"])
+@pytest.mark.parametrize("path", ["/v1/models/digits", "/v1/models/digits/observations?after=0", "/v1/targets", "/anything"])
 def test_without_the_token_nothing_is_told(shared, headers, path):
     """Missing or wrong: 401 for every path."""
     coded = {key: value.encode("latin-1") for key, value in headers.items()}
@@ -538,6 +585,7 @@ def test_health_is_open(shared):
         ("PUT", "candidate", {"version": 1, "http": "example.org:80", "grpc": "127.0.0.1:1"}, "example.org"),
         ("PUT", "candidate", {"version": 0, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1"}, "version"),
         ("PUT", "candidate", {"version": 1, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "slice_header": "X:"}, "slice_header"),
+        ("PUT", "candidate", {"version": 1, "http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "metrics": "triton:8002"}, "triton"),
         ("PUT", "stable", {"version": "2"}, "version"),
         ("POST", "undo", {}, "version"),
         ("POST", "undo", {"version": 1, "holder": "a"}, "holder"),

@@ -221,3 +221,17 @@ async def test_any_trouble_is_not_healthy(trouble):
     healthy = await endpoint(shown)
     shown["health_status"][trouble] = True
     assert (healthy.healthy, (await endpoint(shown)).healthy) == (True, False)
+
+
+def test_in_containers_envoy_looks_its_own_services_up_and_never_a_models_server() -> None:
+    """Director and recorder may come back at another address; the addresses of servers are fixed, and a name as one is refused."""
+    ports = {"port": 8000, "admin_port": 9901, "director_grpc_port": 8101, "recorder_ports": (8102, 8103)}
+    config = gateway.bootstrap(Path("/gateway"), **ports, host="0.0.0.0", director_host="director", recorder_host="recorder")
+    found = {each["name"]: (each["type"], each.get("respect_dns_ttl")) for each in config["static_resources"]["clusters"]}
+    assert found == dict.fromkeys(("director", "recorder-http", "recorder-grpc"), ("STRICT_DNS", True))
+    listens = [config["admin"]["address"], config["static_resources"]["listeners"][0]["address"]]
+    assert [each["socket_address"]["address"] for each in listens] == ["0.0.0.0", "0.0.0.0"]
+    local = gateway.bootstrap(Path("/gateway"), **ports)
+    assert {each["type"] for each in local["static_resources"]["clusters"]} == {"STATIC"}
+    with pytest.raises(ValueError, match="expected an IPv4 address"):
+        Backend(version=1, http="digits--v1:8000", grpc="digits--v1:8001")

@@ -62,6 +62,14 @@ def test_an_export_has_an_environment_that_there_is(rows):
         parse(Policy, rows | {"export": {"environment": "torch"}})
 
 
+def test_integration_needs_no_section(rows):
+    """Without one the formats are judged with defaults; with one it names its files, each once."""
+    assert parse(Policy, without(rows, ("integration",))).integration.files == ()
+    calls = [CALL, CALL | {"name": "other"}]
+    found = parse(Policy, changed(rows, ("integration", "calls"), calls)).integration
+    assert (found.files, found.calls_seconds) == (("contracts/digits-sorter.json", "store.json"), 20.0)
+
+
 def test_columns_beside_inputs_and_label_are_named(rows):
     """Slices and rankings go by columns of the golden set that the model need not see."""
     ranked = {"name": "ndcg", "at_least": 0.5, "not_worse_than_stable": 0.01, "group": "query"}
@@ -277,6 +285,7 @@ def test_a_missing_file_is_a_bad_policy(tmp_path):
 
 ABOVE_0, ABOVE_0_BELOW_1, SHARE = "above 0 to inf", "above 0 to below 1", "from 0 to 1"
 TOLERANCE = [{"output": "p", "atol": 1.0, "rtol": 0.5, "rows_outside_permille": 1}]
+CALL = {"name": "store", "url": "https://store.example:8443/check?deep=1", "method": "POST", "body": "{}", "expect_schema": "store.json"}
 BOUNDS = [
     ("golden_set.metrics.0.at_least", -0.1, 0.0, SHARE),
     ("golden_set.metrics.0.at_least", 1.1, 1.0, SHARE),
@@ -314,6 +323,14 @@ BOUNDS = [
     ("distribution.error", 0.5, 0.499, "above 0 to below 0.5"),
     *((f"latency_benchmark.{name}", 0.0, 0.5, ABOVE_0) for name in ("rate_per_s", "max_seconds", "p50_ms", "p99_ms")),
     ("latency_benchmark.min_queries", 0, 1, ABOVE_0),
+    ("integration.rows", 19, 20, "from 20 to 1000"),
+    ("integration.rows", 1001, 1000, "from 20 to 1000"),
+    ("integration.contracts.0.atol", -1e-9, 0.0, "from 0 to inf"),
+    ("integration.contracts.0.rtol", 1.001, 1.0, SHARE),
+    ("integration.calls.0.expect_status", 199, 200, "from 200 to 599"),
+    ("integration.calls.0.expect_status", 600, 599, "from 200 to 599"),
+    ("integration.calls.0.timeout_seconds", 0.0, 0.1, "above 0 to 60"),
+    ("integration.calls.0.timeout_seconds", 60.1, 60.0, "above 0 to 60"),
     ("shadow.permille", 0, 1, "from 1 to 1000"),
     ("shadow.permille", 1001, 1000, "from 1 to 1000"),
     ("shadow.min_requests", 0, 1, "from 1 to inf"),
@@ -343,6 +360,7 @@ def test_the_last_value_is_taken_and_the_next_is_refused(rows, dotted, refused, 
     """On either side of each bound; the refusal names place, value and what is allowed, whole."""
     place = tuple(int(each) if each.isdigit() else each for each in dotted.split("."))
     rows["golden_set"]["tolerances"] = copy.deepcopy(TOLERANCE)
+    rows["integration"]["calls"] = [copy.deepcopy(CALL)]
     assert parse(Policy, changed(rows, place, taken))
     with pytest.raises(BadPolicy) as caught:
         parse(Policy, changed(rows, place, refused))
@@ -409,6 +427,54 @@ SLICES = ("golden_set", "slices")
             {"header": "x-tenant", "values": ["a b"]},
             "rollout.slices.values: each of 1 to 40 letters, digits and . _ : -",
         ),
+        (
+            ("integration", "contracts"),
+            [{"consumer": "Billing", "file": "a.json"}],
+            "integration.contracts.consumer 'Billing': expected 1 to 40 lower-case letters, digits, _ and -, the first a letter or digit",
+        ),
+        *(
+            (
+                ("integration", "contracts"),
+                [{"consumer": "b", "file": file}],
+                f"integration.contracts.file {file!r}: expected a file beside the policy, as name.json or folder/name.json",
+            )
+            for file in ("../a.json", "/a.json", "a/b/c.json", "a.yaml", "./a.json", "a/../b.json", "")
+        ),
+        (
+            ("integration", "contracts"),
+            [{"consumer": "b", "file": "a.json"}] * 2,
+            "integration.contracts.consumer: b, b names one twice",
+        ),
+        (
+            ("integration", "contracts"),
+            [{"consumer": f"b{number}", "file": "a.json"} for number in range(51)],
+            "integration.contracts: at most 50",
+        ),
+        *(
+            (
+                ("integration", "calls"),
+                [CALL | {"url": url}],
+                f"integration.calls.url {url!r}: expected http(s)://host[:port][/path], without user, password or fragment",
+            )
+            for url in (
+                *("ftp://store/", "file:///etc/passwd", "http://", "http://me:secret@store/", "http://store:0/", "http://store:65536/"),
+                *("http://store/a b", "http://store/#a", "http://store/\n", "store/check", "http://st\u00f6re/"),
+            )
+        ),
+        (("integration", "calls"), [CALL | {"method": "PUT"}], "integration.calls.method is 'PUT'; allowed: GET, POST"),
+        (("integration", "calls"), [CALL | {"method": "GET"}], "integration.calls.body: only POST has one"),
+        (("integration", "calls"), [CALL | {"body": "{"}], "integration.calls.body: expected JSON of at most 16384 characters"),
+        (
+            ("integration", "calls"),
+            [CALL | {"body": f'"{"a" * 16_384}"'}],
+            "integration.calls.body: expected JSON of at most 16384 characters",
+        ),
+        (
+            ("integration", "calls"),
+            [CALL | {"expect_schema": "../a.json"}],
+            "integration.calls.expect_schema '../a.json': expected a .json file, named as contracts.file is",
+        ),
+        (("integration", "calls"), [CALL] * 2, "integration.calls.name: store, store names one twice"),
         (("rollout", "newer"), "ignore", "rollout.newer is 'ignore'; allowed: waits, supersedes"),
         (("retrain", "environment"), "../x", "retrain.environment '../x': expected a plain name"),
         (("owner",), "", "owner '': expected 1 to 80 letters, digits, spaces and . , @ + / _ -, the first a letter or digit"),

@@ -16,7 +16,7 @@ from validation.contract import Bundle, Decision, Outcome, Stable
 
 STABLE = Stable(version=2, bundle=Bundle(uri="file:///b", sha256="0"))
 WATCHED = {"verdicts": [{"task": "rollback_sensor_1000", "outcome": "passed"}]}
-MEASURED = {"verdicts": [{"task": "latency_benchmark", "outcome": "passed"}]}
+MEASURED = {"verdicts": [{"task": "integration", "outcome": "passed"}]}
 
 
 def run(registry: Registry, director: FakeDirector, servers: FakeServers, model: str, version: int, **fields: Any) -> Decision:

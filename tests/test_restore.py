@@ -27,6 +27,7 @@ def row(task: str, outcome: str | None, why: str = "because") -> dict[str, Any]:
         ([row("claim", "failed")], "refused", "claim"),
         ([CLAIMED, row("golden_set", "failed")], "refused", "golden_set"),
         ([CLAIMED, row("start_candidate", "failed")], "refused", "start_candidate"),
+        ([CLAIMED, row("integration", "failed")], "refused", "integration"),
         ([CLAIMED, row("shadow", "failed")], "rolled_back", "shadow"),
         ([CLAIMED, row("traffic_shift_10", "failed")], "rolled_back", "traffic_shift_10"),
         ([CLAIMED, row("rollback_sensor_10", "failed")], "rolled_back", "rollback_sensor_10"),
@@ -50,7 +51,7 @@ def test_the_first_verdict_that_did_not_pass_decides(rows: list[dict[str, Any]],
 def test_a_shadow_delivery_ends_with_its_mirror() -> None:
     """Under the strategy `shadow` a passed mirror is all that was asked for; without stable there was nothing to mirror."""
     assert ended([CLAIMED, row("shadow", "passed")], dry_run=False, strategy="shadow").outcome == "dry_run"
-    nothing = ended([CLAIMED, row("start_candidate", "passed")], dry_run=False, strategy="shadow")
+    nothing = ended([CLAIMED, row("integration", "passed")], dry_run=False, strategy="shadow")
     assert (nothing.outcome, nothing.why) == ("inconclusive", "nothing is stable yet: there was no traffic to mirror")
 
 

@@ -113,6 +113,11 @@ def test_airflow_reads_the_policies_that_the_user_names(settings: Settings, tmp_
     assert variables.marked(chosen, "scheduler")["PENSTOCK_POLICIES"] == str(tmp_path)
 
 
+def test_tasks_learn_where_the_gateway_is(settings: Settings):
+    """Airflow hands the address on; the gate `integration` asks there."""
+    assert variables.airflow(settings, Keys())["PENSTOCK_GATEWAY"] == settings.gateway_address
+
+
 def test_a_missing_folder_of_policies_is_named(settings: Settings, tmp_path: Path):
     """Without policies no version would ever be delivered, and nobody would know why."""
     with pytest.raises(NotUp, match=r"there is no folder of policies at .*nowhere: make it, or set PENSTOCK_POLICIES"):
@@ -383,7 +388,8 @@ def _as_recorded(file: PackagePath) -> bool:
 
 def test_import_rules_hold_for_environments_too():
     """A gate's environment cannot import operators or delivery, Airflow's cannot import delivery, foreign servers see nothing."""
-    assert ENVIRONMENTS["golden_set"] == ENVIRONMENTS["distribution"] == ENVIRONMENTS["latency_benchmark"] == ("validation",)
+    gates = ("golden_set", "distribution", "latency_benchmark", "integration")
+    assert {ENVIRONMENTS[name] for name in gates} == {("validation",)}
     assert ENVIRONMENTS["airflow"] == ("operators", "validation")
     assert {ENVIRONMENTS[name] for name in ("postgres", "mlflow", "envoy", "triton")} == {()}
 
@@ -456,8 +462,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
 def test_the_webhook_is_registered_once(registry: FakeRegistry, settings: Settings):
     """The next start finds it right and changes nothing: MLflow needs a minute to notice a change."""
     keys = Keys()
-    first = webhook.register(settings, keys)
-    assert webhook.register(settings, keys) == first
+    first = webhook.register(settings.mlflow_url, settings.airflow_url, keys)
+    assert webhook.register(settings.mlflow_url, settings.airflow_url, keys) == first
     assert registry.calls == ["GET", "POST", "GET"]
     assert registry.rows[0]["url"] == f"{settings.airflow_url}/mlflow-webhook/"
 
@@ -465,8 +471,8 @@ def test_the_webhook_is_registered_once(registry: FakeRegistry, settings: Settin
 def test_a_webhook_with_another_secret_or_address_is_replaced(registry: FakeRegistry, settings: Settings):
     """New secrets or ports leave no old webhook behind; other people's are not touched."""
     registry.rows.append({"name": "someone's", "webhook_id": "other"})
-    webhook.register(settings, Keys())
-    webhook.register(settings, Keys())
+    webhook.register(settings.mlflow_url, settings.airflow_url, Keys())
+    webhook.register(settings.mlflow_url, settings.airflow_url, Keys())
     assert [row["name"] for row in registry.rows] == ["someone's", "penstock"]
 
 

@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
+import httpx
 import pytest
 from fakes import FakeDirector
 from local_supervisor import local_supervisor  # noqa: F401 - a fixture
 from made_bundles import MODEL, answers, golden_rows, make_bundle, weights
 
 from delivery.director_client import DirectorUnreachable, Refused
-from delivery.start_candidate import LocalServers, rows_outside, start_candidate
+from delivery.servers import LocalServers
+from delivery.start_candidate import chain, start_candidate
 from delivery.triton import running, server_name, stop_server
 from stack.settings import Settings
 from validation.bundle import read_bundle
@@ -39,13 +40,17 @@ def outcomes(decision: Decision) -> dict[str, Outcome]:
 
 
 def test_a_version_that_answers_right_becomes_the_candidate(store: Path, tmp_path: Path):
-    """Ready, right over both protocols, registered; the addresses go on to later tasks. A second try finds it all done."""
+    """Ready, right over both protocols, registered, its figures too; the addresses go on to later tasks. A second try finds it all done."""
     spec, director = delivered(make_bundle(tmp_path), store, 1), FakeDirector()
     for _ in range(2):
-        decision = start_candidate(spec, LocalServers(), director, store)
-        assert outcomes(decision) == dict.fromkeys(("ready_s", "probe_http", "probe_grpc", "registered"), Outcome.PASSED)
+        decision = start_candidate(spec, LocalServers(store.parent), director)
+        assert outcomes(decision) == dict.fromkeys(("ready_s", "chain", "probe_http", "probe_grpc", "registered"), Outcome.PASSED)
         candidate = director.model(MODEL).candidate
         assert decision.outputs == {"http": candidate.http, "grpc": candidate.grpc}
+        assert candidate.metrics == running()[server_name(MODEL, 1)].metrics
+    figures = httpx.get(f"http://{candidate.metrics}/metrics")
+    assert f'nv_inference_request_success{{model="{MODEL}"' in figures.text
+    assert figures.headers["content-type"].startswith("text/plain")  # Prometheus 3 takes nothing without a type
 
 
 def test_a_version_that_answers_otherwise_than_its_source_never_meets_the_gateway(store: Path, tmp_path: Path):
@@ -53,8 +58,8 @@ def test_a_version_that_answers_otherwise_than_its_source_never_meets_the_gatewa
     rows = golden_rows()
     spec = delivered(make_bundle(tmp_path, reference=answers(rows.inputs, weights(seed=5))), store, 2)
     director = FakeDirector()
-    decision = start_candidate(spec, LocalServers(), director, store)
-    assert outcomes(decision) == {"ready_s": Outcome.PASSED, "probe_http": Outcome.FAILED}
+    decision = start_candidate(spec, LocalServers(store.parent), director)
+    assert outcomes(decision) == {"ready_s": Outcome.PASSED, "chain": Outcome.PASSED, "probe_http": Outcome.FAILED}
     assert (director.calls, decision.outputs) == (["orders"], {})
 
 
@@ -62,7 +67,7 @@ def test_a_model_that_does_not_load_is_failed_with_the_reason(store: Path, tmp_p
     """It is the version's fault, and the finding carries the server's own words."""
     spec = delivered(make_bundle(tmp_path), store, 3)
     (store / MODEL / "v3" / MODEL / "1" / "model.onnx").write_bytes(b"no model")
-    decision = start_candidate(spec, LocalServers(), FakeDirector(), store)
+    decision = start_candidate(spec, LocalServers(store.parent), FakeDirector())
     assert outcomes(decision) == {"ready_s": Outcome.FAILED}
     assert "Protobuf parsing failed" in decision.findings[0].why
 
@@ -70,18 +75,18 @@ def test_a_model_that_does_not_load_is_failed_with_the_reason(store: Path, tmp_p
 def test_too_few_golden_rows_show_nothing(store: Path, tmp_path: Path):
     """Below twenty rows the probe is inconclusive, and the version stays away from the gateway."""
     director = FakeDirector()
-    decision = start_candidate(delivered(make_bundle(tmp_path, rows=golden_rows(19)), store, 4), LocalServers(), director, store)
-    assert outcomes(decision) == {"ready_s": Outcome.PASSED, "probe_http": Outcome.INCONCLUSIVE}
+    decision = start_candidate(delivered(make_bundle(tmp_path, rows=golden_rows(19)), store, 4), LocalServers(store.parent), director)
+    assert outcomes(decision) == {"ready_s": Outcome.PASSED, "chain": Outcome.PASSED, "probe_http": Outcome.INCONCLUSIVE}
     assert director.calls == ["orders"]
 
 
 @pytest.mark.parametrize("elsewhere", ["/etc", None, "{store}/irises/../other/v1", "{store}/irises/v2"])
 def test_only_the_versions_own_folder_is_served(tmp_path: Path, elsewhere: str | None):
     """A spec cannot make a server load another folder of this machine."""
-    path = elsewhere and elsewhere.format(store=tmp_path)
+    path = elsewhere and elsewhere.format(store=tmp_path / "store")
     spec = Spec(task="start_candidate", model=MODEL, version=1, delivery="d", evidence_uri="file:///x", inputs={"repository": path})
     with pytest.raises(BadSpec, match=r"only .*/irises/v1 is served"):
-        start_candidate(spec, LocalServers(), FakeDirector(), tmp_path)
+        start_candidate(spec, LocalServers(tmp_path), FakeDirector())
 
 
 class RefusingDirector(FakeDirector):
@@ -92,31 +97,27 @@ class RefusingDirector(FakeDirector):
 def test_a_refusal_of_the_director_is_a_finding_and_its_silence_an_error(store: Path, tmp_path: Path):
     """Asked again, a refusal would come again; a director that is away is worth another try."""
     spec = delivered(make_bundle(tmp_path), store, 5)
-    decision = start_candidate(spec, LocalServers(), RefusingDirector(), store)
+    decision = start_candidate(spec, LocalServers(store.parent), RefusingDirector())
     assert outcomes(decision)["registered"] is Outcome.FAILED
     with pytest.raises(DirectorUnreachable):
-        start_candidate(spec, LocalServers(), FakeDirector(broken={"put_candidate"}), store)
+        start_candidate(spec, LocalServers(store.parent), FakeDirector(broken={"put_candidate"}))
     assert server_name(MODEL, 5) in running()
 
 
-def test_rows_are_compared_one_by_one():
-    """A row is outside when any of its outputs is; a NaN always is; a flat reference equals a column."""
-    reference = {"label": np.array([0, 1, 2]), "share": np.array([[0.5], [0.25], [1.0]])}
-    good = {"label": np.array([[0], [1], [2]]), "share": reference["share"] + 1e-4}
-    assert rows_outside(good, reference) == 0
-    assert rows_outside({**good, "label": np.array([[0], [0], [2]])}, reference) == 1
-    assert rows_outside({**good, "share": np.array([[np.nan], [0.25], [np.nan]])}, reference) == 2
-    assert rows_outside({"word": np.array([[b"low"], [b"high"]], dtype=object)}, {"word": np.array(["low", "low"])}) == 1
+def test_a_server_of_other_files_than_the_bundles_is_refused(store: Path, tmp_path: Path):
+    """A folder that was changed after `package` breaks the chain of checksums, however well the server answers."""
+    spec = delivered(make_bundle(tmp_path), store, 6)
+    (store / MODEL / "v6" / MODEL / "1" / "note.txt").write_text("not in the bundle")
+    decision = start_candidate(spec, LocalServers(store.parent), FakeDirector())
+    assert outcomes(decision) == {"ready_s": Outcome.PASSED, "chain": Outcome.FAILED}
+    assert "1/note.txt" in decision.findings[-1].why
 
 
-@pytest.mark.parametrize("answer", [{}, {"label": np.zeros((3, 1))}, {"label": None}, {"other": np.zeros(2)}, {"label": np.zeros((2, 2))}])
-def test_outputs_that_differ_in_name_or_shape_are_no_answer(answer: dict[str, np.ndarray]):
-    """Nothing is compared with something else, and no output may be missing."""
-    with pytest.raises(ValueError, match="the reference"):
-        rows_outside(answer, {"label": np.zeros(2)})
-
-
-def test_nothing_to_compare_is_no_agreement():
-    """A bundle without a reference shows nothing."""
-    with pytest.raises(ValueError, match="the reference has"):
-        rows_outside({}, {})
+def test_a_link_of_the_chain_that_is_missing_or_different_is_named(tmp_path: Path):
+    """Every file that the manifest promises must be there with its digest; nothing at all is no agreement either."""
+    with read_bundle(make_bundle(tmp_path)) as bundle:
+        promised = bundle.manifest.served
+        assert chain(bundle.manifest, promised, "s").outcome is Outcome.PASSED
+        for loaded in ({}, {**promised, f"{MODEL}/1/model.onnx": "0" * 64}, {name: promised[name] for name in list(promised)[:1]}):
+            finding = chain(bundle.manifest, loaded, "s")
+            assert (finding.outcome, MODEL in finding.why) == (Outcome.FAILED, True)

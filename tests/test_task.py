@@ -17,21 +17,29 @@ from airflow_home import ROOT
 from operators import task as task_module
 from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
+from operators.container_check import ContainerCheck
 from operators.distribution import SUITE_BYTES, Distribution
 from operators.export import Export
 from operators.golden_set import GoldenSet
+from operators.integration import Integration
+from operators.latency_benchmark import LatencyBenchmark
+from operators.package import Package
 from operators.promote import Promote
 from operators.restore import Restore
 from operators.retrain import RetrainModel
 from operators.rollback_sensor import RollbackSensor
 from operators.runtimes import Job
 from operators.shadow import Shadow
-from operators.task import VerdictTrigger, job_name
+from operators.start_candidate import StartCandidate
+from operators.task import TaskOperator, VerdictTrigger, job_name
 from operators.traffic_shift import TrafficShift
+from validation.consumer_contracts import read_contract
 from validation.contract import Decision, Finding, Outcome, Spec, write_verdict
+from validation.policy import ConsumerContract, Policy, ServiceCall, Slice, parse, read_policy, section
+from validation.policy import ContainerCheck as ContainerCheckSection
 from validation.policy import Distribution as SectionOfDistribution
 from validation.policy import Export as ExportSection
-from validation.policy import Policy, Slice, parse, read_policy, section
+from validation.policy import Integration as IntegrationSection
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
 CLAIM = {
@@ -252,6 +260,59 @@ def test_a_suite_that_cannot_travel_ends_the_task(use, tmp_path: Path, content: 
         Distribution(policy=with_suite("digits.json"), folder=tmp_path).execute(context())
 
 
+def with_contract(name: str = "contracts/digits.json") -> Policy:
+    agreed = ConsumerContract(consumer="billing", file=name)
+    call = ServiceCall(name="store", url="http://store/check", expect_schema="store.json")
+    return replace(POLICY, integration=IntegrationSection(contracts=(agreed,), calls=(call,)))
+
+
+def test_contracts_beside_the_policy_travel_in_the_spec(use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contents by name, a schema once however many calls name it; the gate learns where the gateway is, and no token."""
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "contracts" / "digits.json").write_text('[{"request": {}}]')
+    (tmp_path / "store.json").write_text("true")
+    monkeypatch.setenv("PENSTOCK_GATEWAY", "127.0.0.1:18000")
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    Integration(policy=with_contract(), folder=tmp_path).execute(context())
+    (job,) = runtime.jobs.values()
+    travelled = dict(Spec.from_json(job.spec_json).limits)
+    assert travelled.pop("files") == {"contracts/digits.json": [{"request": {}}], "store.json": True}
+    assert parse(IntegrationSection, travelled, "integration") == with_contract().integration
+    assert (job.environ["PENSTOCK_GATEWAY"], job.package, job.environment) == ("127.0.0.1:18000", "validation", "integration")
+    assert "PENSTOCK_DIRECTOR_TOKEN" not in job.environ
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "integration: contracts/digits.json beside the policy cannot be read as JSON: .*No such file"),
+        (b"{", "integration: contracts/digits.json beside the policy cannot be read as JSON"),
+        (b'{"a": NaN}', "NaN is no JSON number"),
+        (b'{"a": 1e999}', "cannot be read as JSON: Out of range"),
+        (b'{"a": "\\ud800"}', "cannot be read as JSON: .*surrogates"),
+        (b" " * (SUITE_BYTES + 1), "contracts/digits.json has 65537 bytes; a contract may have 65536: keep one request of each kind"),
+        (b'"' + b"a" * (SUITE_BYTES - 100) + b'"', "contracts and calls have 6[0-9]{4} bytes together; 65536 may travel"),
+    ],
+)
+def test_a_contract_that_cannot_travel_ends_the_task(use, tmp_path: Path, content: bytes | None, why: str) -> None:
+    """An absent, unreadable or oversized contract is the policy's fault: no retry, and no silent pass."""
+    runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
+    (tmp_path / "contracts").mkdir()
+    (tmp_path / "store.json").write_text("true")
+    if content is not None:
+        (tmp_path / "contracts" / "digits.json").write_bytes(content)
+    with pytest.raises(AirflowFailException, match=why):
+        Integration(policy=with_contract(), folder=tmp_path).execute(context())
+    assert runtime.jobs == {}
+
+
+def test_the_demos_contract_is_there(use) -> None:
+    """The policy that people copy names a contract that can be read."""
+    limits = Integration(policy=POLICY, folder=ROOT / "dags" / "policies").limits({})
+    assert list(limits["files"]) == ["contracts/digits-sorter.json"]
+    assert read_contract(limits["files"]["contracts/digits-sorter.json"])
+
+
 def test_only_tasks_that_act_on_traffic_get_the_directors_token(use, tmp_path: Path) -> None:
     """The director's token reaches rollout tasks, and only as environment."""
     runtime = use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
@@ -288,7 +349,7 @@ async def test_the_trigger_keeps_the_watch_alive_until_it_ends(use, tmp_path: Pa
     [
         ({}, 1, []),
         ({}, 0, ["shadow", "traffic_shift_10", "traffic_shift_1000"]),
-        ({"dry_run": True}, 1, ["shadow", "traffic_shift_10", "traffic_shift_1000", "promote"]),
+        ({"dry_run": True}, 1, ["integration", "shadow", "traffic_shift_10", "traffic_shift_1000", "promote"]),
         ({"strategy": "blue_green"}, 1, ["shadow", "traffic_shift_10"]),
         ({"strategy": "shadow then blue_green"}, 1, ["traffic_shift_10"]),
         ({"strategy": "canary"}, 1, ["shadow"]),
@@ -299,7 +360,8 @@ def test_a_strategy_decides_which_tasks_run(use, tmp_path: Path, params: dict[st
     """Dry runs, strategies and a first version skip what has nothing to do, visibly; nothing else is skipped."""
     use(FakeRuntime(tmp_path, finding(Outcome.PASSED)))
     first, last = POLICY.rollout.steps[0], POLICY.rollout.steps[-1]
-    tasks = [Shadow(policy=POLICY), TrafficShift(policy=POLICY, step=first), TrafficShift(policy=POLICY, step=last), Promote(policy=POLICY)]
+    shifts = [TrafficShift(policy=POLICY, step=step) for step in (first, last)]
+    tasks = [Integration(policy=POLICY, folder=tmp_path), Shadow(policy=POLICY), *shifts, Promote(policy=POLICY)]
     here = context(FakeTaskInstance(claim={**CLAIM, "stable_version": stable}, export=EXPORT), **params)
     assert [task.task_id for task in tasks if task.skip_reason(here)] == skipped
 
@@ -369,3 +431,76 @@ def test_each_retraining_has_a_seed_of_its_own(use, tmp_path: Path) -> None:
     retrain = RetrainModel(policy=POLICY)
     seeds = [retrain.spec({**context(), "params": {}, "run_id": run}).seed for run in ("one", "two", "one")]
     assert seeds[0] == seeds[2] != seeds[1]
+
+
+ENGINE = {
+    "PENSTOCK_ENGINE": "tcp://engine:2375",
+    "PENSTOCK_REGISTRY": "127.0.0.1:18500/penstock",
+    "AIRFLOW_CONN_CONTAINER_REGISTRY": '{"conn_type": "http", "host": "registry", "login": "penstock", "password": "a-registry-password"}',
+}
+SPEC = Spec(task="x", model="digits", version=2, delivery="d", evidence_uri="file:///e")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ENGINE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("kind", [Package, ContainerCheck, StartCandidate, Promote, Restore, Claim])
+def test_who_starts_containers_is_told_how_to_reach_engine_and_registry(kind: type[TaskOperator]) -> None:
+    """The engine's address, the registry and its password come as environment, and the container joins the engine's network."""
+    job = kind(policy=POLICY).job(SPEC)
+    assert job.environ["DOCKER_HOST"] == "tcp://engine:2375"
+    assert job.environ["PENSTOCK_REGISTRY_PASSWORD"] == "a-registry-password"
+    assert "engine" in job.reaches
+    assert "a-registry-password" not in job.spec_json
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("kind", [Export, GoldenSet, LatencyBenchmark, Shadow])
+def test_a_gate_or_an_export_never_reaches_the_engine(kind: type[TaskOperator]) -> None:
+    """Neither its address nor its network nor the registry's password."""
+    job = kind(policy=POLICY).job(SPEC)
+    assert not {"DOCKER_HOST", "PENSTOCK_REGISTRY_PASSWORD"} & set(job.environ)
+    assert "engine" not in job.reaches
+
+
+def test_the_only_job_that_puts_up_walls_of_its_own_is_export() -> None:
+    """Nothing else is given the profile that lets a container leave its namespaces."""
+    walled = {kind.noun: kind(policy=POLICY).job(SPEC).sandboxed for kind in (Export, GoldenSet, Package, LatencyBenchmark, Claim)}
+    assert walled == {"export": True, "golden_set": False, "package": False, "latency_benchmark": False, "claim": False}
+
+
+def test_without_an_engine_the_container_check_is_skipped_and_says_so(use, tmp_path: Path) -> None:
+    """No pass: Airflow shows it skipped, and the delivery's teardown is told for the registry."""
+    runtime = use(FakeRuntime(tmp_path))
+    with pytest.raises(AirflowSkipException, match="container_check: not run, no engine"):
+        ContainerCheck(policy=POLICY).execute(context())
+    assert runtime.jobs == {}
+    restore = Restore(policy=POLICY, dag=DAG("deliver_digits", schedule=None))
+    assert restore.inputs(context())["not_run"] == {"container_check": "not run, no engine"}
+
+
+def test_a_policy_can_insist_on_the_container_check(use, tmp_path: Path) -> None:
+    """Where there is no engine, its versions are not delivered: inconclusive, and never retried."""
+    use(FakeRuntime(tmp_path))
+    strict, here = replace(POLICY, container_check=ContainerCheckSection(required=True)), context()
+    with pytest.raises(AirflowFailException, match="deliver it where there is an engine"):
+        ContainerCheck(policy=strict).execute(here)
+    assert here["ti"].pushed["verdict"]["outcome"] == "inconclusive"
+
+
+@pytest.mark.usefixtures("engine")
+def test_with_an_engine_nothing_is_noted_as_not_run() -> None:
+    """The registry then holds the check's own verdict."""
+    assert Restore(policy=POLICY, dag=DAG("deliver_digits", schedule=None)).inputs(context())["not_run"] == {}
+
+
+def test_in_containers_a_training_runs_in_its_own_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a process the task starts the training's interpreter; in containers its image has both."""
+    retrain = RetrainModel(policy=POLICY)
+    assert retrain.job(SPEC).environment == "rollout"
+    monkeypatch.setenv("PENSTOCK_RUNTIME", "docker")
+    assert retrain.job(SPEC).environment == POLICY.retrain.environment

@@ -190,6 +190,16 @@ def test_addresses_are_numbers(address):
         Backend(version=1, http=address, grpc="127.0.0.1:1")
 
 
+def test_where_a_server_tells_its_figures_changes_no_traffic():
+    """The same server with another metrics address is the same backend, even under a split; what it said last is remembered."""
+    told = Backend(version=2, http=backend(2).http, grpc=backend(2).grpc, metrics="127.0.0.1:7002")
+    after = ROLLOUT.with_candidate(told, LEASE)
+    assert after == ROLLOUT
+    assert after.candidate.metrics == "127.0.0.1:7002"
+    with pytest.raises(ValueError, match="address"):
+        Backend(version=1, http="127.0.0.1:1", grpc="127.0.0.1:1", metrics="triton:8002")
+
+
 @pytest.mark.parametrize("name", ["", "Digits", "a--b", "a.b", "-a", "a" * 61, "a/b"])
 def test_model_names_are_parts_of_other_names(name):
     """What could not be told apart in a cluster's name is refused."""
@@ -207,6 +217,20 @@ def test_state_survives_its_file():
     """What was written is read back equal, empty roles included."""
     models = {"digits": ROLLOUT.with_slices("x-country"), "a": ModelTraffic(model="a", stable=backend(1))}
     assert traffic.load(json.loads(json.dumps(traffic.dump(models)))) == models
+
+
+def test_a_metrics_address_survives_the_state_file():
+    """A server that tells its figures is found after a restart; one that does not leaves no empty key behind."""
+    known = Backend(version=1, http="127.0.0.1:8001", grpc="127.0.0.1:9001", metrics="127.0.0.1:7001")
+    rows = traffic.dump({"digits": ModelTraffic(model="digits", stable=known, previous=backend(2))})
+    assert traffic.load(rows)["digits"].stable.metrics == "127.0.0.1:7001"
+    assert list(rows["models"]["digits"]["previous"]) == ["version", "http", "grpc"]
+
+
+def test_a_state_from_before_there_were_metrics_is_read():
+    """The format is the same: such a server serves as before, and no metrics address is made up for it."""
+    row = {"model": "digits", "stable": {"version": 1, "http": "127.0.0.1:8001", "grpc": "127.0.0.1:9001"}, "shadow_permille": 0}
+    assert traffic.load({"format": 1, "models": {"digits": row}})["digits"].stable.metrics is None
 
 
 def test_a_state_from_before_there_were_slices_is_read():

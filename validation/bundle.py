@@ -113,6 +113,11 @@ class Manifest:
         """Number of golden rows."""
         return int(self.golden_set["rows"])
 
+    @property
+    def served(self) -> dict[str, str]:
+        """The sha256 of each file that a server is given, by its name below Triton's repository."""
+        return {name: digest for name, digest in sorted(self.files.items()) if name.startswith(f"{self.model}/")}
+
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
         """Raises `BadBundle` naming the key that is missing, unknown or unreadable."""

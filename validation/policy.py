@@ -8,6 +8,7 @@ This module reads no file beyond the one it is given and decides nothing.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
@@ -29,6 +30,11 @@ EXPORT_ENVIRONMENTS = ("export", "export_boosting", "export_torch", "export_tens
 NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
+CONTRACT_FILE = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,99}}/)?{FILE_NAME.pattern}")
+WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+URL = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?([/?][!-\"$-~]{0,2000})?")
+CALL_BODY_CHARACTERS = 16_384
+MOST_CONTRACTS = 50
 HEADER = re.compile(r"[a-z][a-z0-9-]{0,63}")
 SLICE_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,39}")  # the gateway logs so many characters of a header
 MOST_ERRORS = 0.5  # a step excludes this rate at least, whatever little damage it could do at the next share
@@ -244,6 +250,111 @@ class LatencyBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContainerCheck:
+    """What the serving image must show before a server is started from it. Sizes: megabytes (10^6) as downloaded, mebibytes of memory.
+
+    `required` refuses versions in a place without a container engine; without it the delivery goes on there and says that nothing was
+    checked.
+    """
+
+    size_mb: float = 500.0
+    ready_seconds: float = 5.0
+    stop_seconds: float = 10.0
+    memory_mib: int = 1024
+    rows: int = 100
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        _within(self.size_mb, 0, 100_000, "container_check.size_mb", open_low=True)
+        _within(self.ready_seconds, 0, 600, "container_check.ready_seconds", open_low=True)
+        _within(self.stop_seconds, 0, 600, "container_check.stop_seconds", open_low=True)
+        _within(self.memory_mib, 64, 1 << 20, "container_check.memory_mib")
+        _within(self.rows, 20, 100_000, "container_check.rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsumerContract:
+    """What one consumer relies on: a JSON file in the policies' folder, or one folder below, that the consumer's team may write.
+
+    It holds recorded requests and answers, or requests and a JSON Schema of the answer (`validation.consumer_contracts`). Recorded numbers
+    may be missed by `atol` plus the share `rtol`; with `ignore_values` only names, types and shapes count.
+    """
+
+    consumer: str
+    file: str
+    atol: float = 1e-3
+    rtol: float = 1e-3
+    ignore_values: bool = False
+
+    def __post_init__(self) -> None:
+        place = "integration.contracts"
+        known = "1 to 40 lower-case letters, digits, _ and -, the first a letter or digit"
+        _need(bool(WORD.fullmatch(self.consumer)), f"{place}.consumer {self.consumer!r}: expected {known}")
+        plain = bool(CONTRACT_FILE.fullmatch(self.file))
+        _need(plain, f"{place}.file {self.file!r}: expected a file beside the policy, as name.json or folder/name.json")
+        _within(self.atol, 0, math.inf, f"{place}.atol")
+        _within(self.rtol, 0, 1, f"{place}.rtol")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceCall:
+    """A call that a dependent service offers for checking; it is told the candidate's version in the header `x-model-version`.
+
+    `body` is JSON as a string. `expect_schema` is a file with a JSON Schema of the answer, found as a contract's file is.
+    """
+
+    name: str
+    url: str
+    method: str = "GET"
+    body: str | None = None
+    expect_status: int = 200
+    expect_schema: str | None = None
+    timeout_seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        place = "integration.calls"
+        known = "1 to 40 lower-case letters, digits, _ and -, the first a letter or digit"
+        _need(bool(WORD.fullmatch(self.name)), f"{place}.name {self.name!r}: expected {known}")
+        found = URL.fullmatch(self.url)
+        right = found is not None and 0 < int(found["port"] or 80) < 65_536
+        _need(right, f"{place}.url {self.url!r}: expected http(s)://host[:port][/path], without user, password or fragment")
+        _one_of((self.method,), ("GET", "POST"), f"{place}.method")
+        _need(self.body is None or self.method == "POST", f"{place}.body: only POST has one")
+        _need(self.body is None or _is_json(self.body), f"{place}.body: expected JSON of at most {CALL_BODY_CHARACTERS} characters")
+        _within(self.expect_status, 200, 599, f"{place}.expect_status")
+        plain = self.expect_schema is None or bool(CONTRACT_FILE.fullmatch(self.expect_schema))
+        _need(plain, f"{place}.expect_schema {self.expect_schema!r}: expected a .json file, named as contracts.file is")
+        _within(self.timeout_seconds, 0, 60, f"{place}.timeout_seconds", open_low=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integration:
+    """What must hold between the candidate, the gateway and who calls it, before it has traffic. `rows` golden rows go each way."""
+
+    rows: int = 100
+    contracts: tuple[ConsumerContract, ...] = ()
+    calls: tuple[ServiceCall, ...] = ()
+
+    def __post_init__(self) -> None:
+        _within(self.rows, 20, 1000, "integration.rows")
+        _unique([each.consumer for each in self.contracts], "integration.contracts.consumer")
+        _unique([each.name for each in self.calls], "integration.calls.name")
+        for name in ("contracts", "calls"):
+            _need(len(getattr(self, name)) <= MOST_CONTRACTS, f"integration.{name}: at most {MOST_CONTRACTS}")
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that the section refers to, each once."""
+        schemas = (each.expect_schema for each in self.calls if each.expect_schema is not None)
+        return tuple(dict.fromkeys((*(each.file for each in self.contracts), *schemas)))
+
+    @property
+    def calls_seconds(self) -> float:
+        """What all calls together may take."""
+        return sum(each.timeout_seconds for each in self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Shadow:
     """A mirror of so much of the traffic, and what its answers must show.
 
@@ -445,6 +556,8 @@ class Policy:
     shadow: Shadow
     rollout: Rollout
     export: Export = field(default_factory=Export)
+    container_check: ContainerCheck = field(default_factory=ContainerCheck)
+    integration: Integration = field(default_factory=Integration)
     retrain: Retrain | None = None
 
     def __post_init__(self) -> None:
@@ -553,6 +666,14 @@ def _tolerances(section: Tolerance | GoldenSet, place: str) -> None:
 
 def _unique(values: list[str], place: str) -> None:
     _need(len(set(values)) == len(values), f"{place}: {', '.join(values)} names one twice")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return len(text) <= CALL_BODY_CHARACTERS
 
 
 def _dwell(shortest: float, longest: float, place: str) -> None:

@@ -1,8 +1,8 @@
-"""Starts one Triton server without Docker: from the wheel `nvidia-pytriton`, with the backend of `model.py` beside this file.
+"""Starts one Triton server: from the wheel `nvidia-pytriton`, with the backend of `model.py` beside this file.
 
-`delivery.triton` lets supervisord run it, and the latency benchmark runs it for a private server, always with the python of the
-environment `triton`. It prepares what the wheel lacks and then becomes the server (exec), so that its process id is Triton's. It
-supervises nothing and chooses no ports. Standard library only.
+`delivery.triton` lets supervisord run it, the serving image starts with it, and the latency benchmark runs it for a private server, always
+with the python of the environment `triton`. It prepares what the wheel lacks and then becomes the server (exec), so that its process id is
+Triton's. It supervises nothing and chooses no ports. Standard library only.
 
 Facts that shape it (found by trial with Triton 2.51): a backend folder that is not the wheel's own needs the wheel's libraries on
 LD_LIBRARY_PATH; the stub embeds Python, so it needs a shared libpython of the same version and the environment's `python3` first on PATH;
@@ -19,6 +19,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 SHM = Path("/dev/shm")  # noqa: S108 - where the kernel shows POSIX shared memory, not a place for our files
@@ -32,7 +33,10 @@ class NotRunnable(RuntimeError):
 
 
 def main(argv: list[str]) -> None:
-    """Never returns: becomes tritonserver, or ends with status 78 and a sentence on stderr."""
+    """Becomes tritonserver, or ends with status 78 and a sentence on stderr. `--prepare` alone does what a start does first, for images."""
+    if argv == ["--prepare"]:
+        prepare_backends(backend_store(os.environ))
+        return
     options = parse(argv)
     try:
         environment = server_environment(os.environ)
@@ -50,6 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Start one Triton server on loopback.")
     parser.add_argument("--name", required=True, help="the server's name, for example digits--v3")
     parser.add_argument("--repository", required=True, type=Path, help="folder of model directories; all of them are loaded")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; a container's own network needs 0.0.0.0")
     for port in ("http", "grpc", "metrics"):
         parser.add_argument(f"--{port}", required=True, type=int, metavar="PORT")
     return parser.parse_args(argv)
@@ -60,7 +65,9 @@ def server_command(options: argparse.Namespace, backends: Path, regions: str) ->
     if not options.repository.is_dir():
         raise NotRunnable(f"there is no model repository {options.repository}")
     addresses = [
-        flag for name in ("http", "grpc", "metrics") for flag in (f"--{name}-address=127.0.0.1", f"--{name}-port={getattr(options, name)}")
+        flag
+        for name in ("http", "grpc", "metrics")
+        for flag in (f"--{name}-address={options.host}", f"--{name}-port={getattr(options, name)}")
     ]
     return [
         str(wheel() / "bin" / "tritonserver"),
@@ -101,7 +108,7 @@ def wheel() -> Path:
 def python_library_folders() -> list[str]:
     """Where the shared libpython of this interpreter lies; none is needed for 3.13, whose library is in the wheel."""
     library = f"libpython{_version()}.so.1.0"
-    places = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"]
+    places = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib", "/usr/local/lib"]
     found = [place for place in places if place and (Path(place) / library).exists()]
     if found or sys.version_info[:2] == (3, 13):
         return found[:1]
@@ -118,10 +125,11 @@ def prepare_backends(store: Path) -> Path:
     if not stub.exists():
         raise NotRunnable(f"the wheel has no Triton stub for Python {_version()}; it has {_stub_versions()}")
     backend = HERE / "model.py"
-    target = store / _digest(str(stub), str(stub.stat().st_mtime_ns), backend.read_text())
+    target = store / _digest(str(stub), str(stub.stat().st_size), version("nvidia-pytriton"), backend.read_text())
     if not target.exists():
         store.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(dir=store, prefix="draft-"))
+        draft.chmod(0o755)  # an image is prepared by root and runs as somebody else
         _fill(draft, stub, backend)
         _settle(draft, target)
     return target

@@ -21,7 +21,9 @@ def test_the_first_version_is_stable(world: World) -> None:
     assert version.tags["penstock.semantic_version"] == "v1.0.0"
     assert 0.85 < float(version.tags["penstock.baseline.accuracy"]) <= 1
     assert 0 < float(version.tags["penstock.baseline.p50_ms"]) <= float(version.tags["penstock.baseline.p99_ms"])
-    assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "distribution", "latency_benchmark")} == {"passed"}
+    assert {version.tags[f"penstock.finding.{gate}"] for gate in ("golden_set", "distribution", "latency_benchmark", "integration")} == {
+        "passed"
+    }
 
 
 def test_a_version_without_a_run_is_refused_by_name(world: World) -> None:
@@ -64,7 +66,7 @@ def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -
         run = world.airflow.trigger(DELIVER, version=number, dry_run=True)
         assert world.ended(number, run) == "dry_run"
     states = {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
-    assert (states["latency_benchmark"], states["start_candidate"], states["promote"]) == ("success", "skipped", "skipped")
+    assert [states[task] for task in ("latency_benchmark", "start_candidate", "integration", "promote")] == ["success", *["skipped"] * 3]
     assert (world.share().stable, world.share().candidate) == (stable, 0)
     like_traffic = world.findings(number, "golden_set")["golden_traffic_drift"]
     assert (like_traffic["outcome"], "rows of recent traffic" in like_traffic["why"]) == ("passed", True), like_traffic

@@ -1,0 +1,73 @@
+"""The same world in containers: `World` on docker-compose.yaml, with what one does to containers in the place of processes.
+
+The container tests and `bench.containers` use it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from bench.world import MODEL, World
+from demo.stage import ContainerStage
+
+
+class ContainerWorld(World):
+    """One compose project."""
+
+    def __init__(self, environ: Mapping[str, str], name: str, rate_per_s: int = 100) -> None:
+        super().__init__(environ, name, rate_per_s, ContainerStage)
+        stage = self.stage
+        assert isinstance(stage, ContainerStage)
+        self.host = stage.host
+
+    def _copy_policies(self) -> None:
+        """What is tried here is where things run, on a machine that is busy with it: latencies below 100 ms are equally good."""
+        super()._copy_policies()
+        file = self.policies / f"{MODEL}.toml"
+        file.write_text(file.read_text().replace("indifferent_below_ms = 10 ", "indifferent_below_ms = 100 "))
+
+    @contextmanager
+    def killed(self, service: str) -> Iterator[None]:
+        """SIGKILL for a service, which nobody starts again meanwhile; then `up`."""
+        self.host.compose("kill", service, quiet=True)
+        try:
+            yield
+        finally:
+            self.host.compose("up", "-d", "--wait", "--no-recreate", quiet=True)
+
+    def until_answered_more(self, count: int) -> None:
+        """Waits until the client, which no part of the system carries, has had so many more answers."""
+        seen = self._answers()
+        self.until(lambda: self._answers() >= seen + count or None, f"{count} more answers", 60)
+
+    def _answers(self) -> int:
+        return sum(int(line["ok"]) for line in self.client_lines())
+
+    def containers(self, label: str) -> list[str]:
+        """Names of the project's containers, ended ones too, that carry a label."""
+        words = ("--filter", f"label=penstock.project={self.host.project}", "--filter", f"label={label}", "--format", "{{.Names}}")
+        return self.host.docker("ps", "-a", *words, quiet=True).split()
+
+    def memory_gib(self) -> float:
+        """Of all containers of the project now, as the engine's `stats` tells it."""
+        own = self.host.docker("ps", "-q", "--filter", f"label=com.docker.compose.project={self.host.project}", quiet=True).split()
+        started = self.host.docker("ps", "-q", "--filter", f"label=penstock.project={self.host.project}", quiet=True).split()
+        lines = self.host.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", *own, *started, quiet=True).splitlines()
+        return sum(_gib(line.partition("/")[0].strip()) for line in lines)
+
+    def timed_up(self) -> float:
+        """Seconds that `up` takes with all data and images present, after a `down` that keeps them."""
+        self.host.down()
+        start = time.monotonic()
+        self.host.up()
+        return time.monotonic() - start
+
+
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _gib(text: str) -> float:
+    number = text.rstrip("BKMGi")
+    return float(number) * UNITS[text[len(number) :]] / 2**30
