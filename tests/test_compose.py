@@ -16,7 +16,7 @@ from stack.environments import ENVIRONMENTS
 from stack.keys import Keys
 
 FILE = yaml.safe_load((ROOT / "docker-compose.yaml").read_text())
-IMAGES_ONLY = {name for name, row in FILE["services"].items() if row.get("profiles") == ["images"]}
+IMAGES_ONLY = {name for name, row in FILE["services"].items() if row.get("profiles") in (["images"], ["extras"])}
 SERVICES: dict[str, dict[str, Any]] = {name: row for name, row in FILE["services"].items() if name not in IMAGES_ONLY}
 ONCE = {"keys", "databases", "migrations", "webhook", "bootstrap", "servers", "penstock"}
 PUBLISHED = {"envoy", "api-server", "mlflow", "registry", "prometheus", "alertmanager"}
