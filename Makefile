@@ -9,7 +9,7 @@
 # make images  builds all container images (docker/*/Dockerfile);   make standins  those in the place of public ones
 # make docker-up   the whole system in containers (docker compose up -d --wait);   make docker-down ends it with all that deliveries started
 # make backup FOLDER=<new folder>   databases, artifacts, images, secrets of the system in containers;   make restore FOLDER=<folder>
-# make test-containers   builds the images and runs the tests that need them
+# make test-containers   builds the images and runs the tests that need a container engine
 # make lock    resolves docker/*/requirements.in again
 # make clean   stops the stack and deletes its state folder: environments, data, logs, secrets
 #
@@ -39,7 +39,7 @@ demo:
 
 test:
 	@$(ENVIRONMENTS) all
-	"$(TESTS)/pytest" -m "not e2e and not containers" -n 2 --dist loadfile
+	"$(TESTS)/pytest" -m "not e2e and not containers and not engine" -n 2 --dist loadfile
 	"$(TESTS)/pytest" -m e2e
 
 check:
@@ -82,7 +82,7 @@ backup restore:
 
 test-containers: images
 	@$(ENVIRONMENTS) running tests
-	"$(TESTS)/pytest" -m containers
+	"$(TESTS)/pytest" -m "engine or containers"
 
 lock:
 	@$(ENVIRONMENTS) --lock
