@@ -168,6 +168,7 @@ def _lived(spec: Spec, container: Any, place: Place, bundle: OpenBundle, limits:
     for protocol in ("http", "grpc"):
         yield _alive(spec, container, probe(bundle, f"{address}:{PORTS[protocol]}", protocol, limits.rows, least=limits.rows))
     yield _healthy(container)
+    _insist_alive(spec, container)  # a process of it may have been killed for its memory after the answers
     yield _bounded(container, limits)
     yield _stopped(container, limits)
 
@@ -238,8 +239,14 @@ def _bounded(container: Any, limits: ContainerCheck) -> Finding:
         memory = container.stats(stream=False)["memory_stats"]
     if "usage" not in memory:
         raise EngineTrouble("the engine tells no memory of its containers: enable the memory cgroup")
+    if memory.get("limit") != limits.memory_mib * MIB:
+        raise EngineTrouble(
+            f"the engine holds it to {memory.get('limit')} bytes and not to {limits.memory_mib} MiB: enable the memory cgroup"
+        )
     used = memory["usage"] - memory.get("stats", {}).get("inactive_file", memory.get("stats", {}).get("total_inactive_file", 0))
     why = f"{used / MIB:.0f} MiB in use after the answers; it is given {limits.memory_mib} MiB and no swap"
+    if not 0 < used < limits.memory_mib * MIB:
+        return failed("memory_mib", why, observed=round(used / MIB, 1), limit=limits.memory_mib, advice="raise container_check.memory_mib")
     return passed("memory_mib", why, observed=round(used / MIB, 1), limit=limits.memory_mib)
 
 

@@ -11,6 +11,7 @@ from operators.task import verdicts
 
 class Bake(RolloutOperator):
     noun = "bake"
+    moves_tags = True
     deferrable = True
 
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ class Steer(TaskOperator):
     """Puts out one keyword dictionary for `TriggerDagRunOperator` for a retry, and none for any other order."""
 
     noun = "steer"
+    moves_tags = True
     connections = ("mlflow", "director")
     follows_claim = False
 

@@ -57,6 +57,7 @@ class TaskOperator(BaseOperator):
     follows_claim: ClassVar[bool] = True
     reaches: ClassVar[tuple[str, ...]] = ("core",)  # networks of its container
     uses_engine: ClassVar[bool] = False  # whether it may start containers and push images, where there is an engine
+    moves_tags: ClassVar[bool] = False  # whether it may have the container registry's tags follow an undo, and no more
     ui_color = "#d7e8f4"
 
     def __init__(self, *, policy: Policy | None = None, timeout_s: float = 600, **kwargs: Any) -> None:
@@ -175,7 +176,7 @@ class TaskOperator(BaseOperator):
         environ: dict[str, str] = {"TASK_KEEPALIVE_S": str(KEEPALIVE_S)} if self.deferrable else {}
         for name in self.connections:
             environ |= _CONNECTION_ENVIRON[name](BaseHook.get_connection(name))
-        return environ | place_environ() | (engine_environ() if self.uses_engine else {})
+        return environ | place_environ() | (engine_environ() if self.uses_engine else registry_environ() if self.moves_tags else {})
 
     def _wait(self, name: str) -> None:
         runtime, end = runtime_from_environ(), time.monotonic() + self.timeout_s + 30
@@ -254,17 +255,22 @@ def engine_environ() -> dict[str, str]:
     if not has_engine():
         return {}
     known = {name: os.environ[name] for name in _ENGINE_ENVIRON if name in os.environ}
-    registry = {}
-    if "AIRFLOW_CONN_CONTAINER_REGISTRY" in os.environ:
-        connection = BaseHook.get_connection("container_registry")
-        registry = {"PENSTOCK_REGISTRY_USER": connection.login or "", "PENSTOCK_REGISTRY_PASSWORD": connection.password or ""}
-    return {"DOCKER_HOST": os.environ["PENSTOCK_ENGINE"]} | known | registry
+    return {"DOCKER_HOST": os.environ["PENSTOCK_ENGINE"]} | known | registry_environ()
+
+
+def registry_environ() -> dict[str, str]:
+    """Where the container registry is and how one signs in; empty in a place without an engine."""
+    if not has_engine():
+        return {}
+    known = {name: os.environ[name] for name in ("PENSTOCK_REGISTRY", "PENSTOCK_REGISTRY_URL") if name in os.environ}
+    if "AIRFLOW_CONN_CONTAINER_REGISTRY" not in os.environ:
+        return known
+    connection = BaseHook.get_connection("container_registry")
+    return known | {"PENSTOCK_REGISTRY_USER": connection.login or "", "PENSTOCK_REGISTRY_PASSWORD": connection.password or ""}
 
 
 _ENGINE_ENVIRON = (
     "PENSTOCK_PROJECT",
-    "PENSTOCK_REGISTRY",
-    "PENSTOCK_REGISTRY_URL",
     "PENSTOCK_SERVING_IMAGE",
     "PENSTOCK_SERVING_NETWORK",
     "PENSTOCK_SERVER_ADDRESSES",

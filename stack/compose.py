@@ -78,11 +78,15 @@ def mlflow(keys: Keys) -> dict[str, str]:
 def people(keys: Keys) -> dict[str, str]:
     """For the command `penstock`, whose orders say themselves who gave them."""
     airflow = {"PENSTOCK_AIRFLOW_USER": variables.ADMIN_USER, "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_admin_password}
-    return {**variables.director(keys), **airflow}
+    return {**variables.director(keys), **airflow, **_registry_login(keys)}
 
 
 def servers(keys: Keys) -> dict[str, str]:
-    return {**variables.director(keys), "PENSTOCK_REGISTRY_PASSWORD": registry_password(keys)}
+    return {**variables.director(keys), **_registry_login(keys)}
+
+
+def _registry_login(keys: Keys) -> dict[str, str]:
+    return {"PENSTOCK_REGISTRY_USER": REGISTRY_USER, "PENSTOCK_REGISTRY_PASSWORD": registry_password(keys)}
 
 
 def airflow(keys: Keys, environ: Mapping[str, str]) -> dict[str, str]:

@@ -127,6 +127,15 @@ def test_airflow_gets_its_connections_whole(written: tuple[Path, Keys]) -> None:
     assert (registry["login"], registry["password"]) == ("penstock", compose.registry_password(keys))
 
 
+def test_whoever_has_tags_follow_an_undo_signs_in_at_the_registry(written: tuple[Path, Keys]) -> None:
+    """The command of people, and what brings servers back: the same user and password as Airflow's tasks."""
+    root, keys = written
+    for name in ("people", "servers"):
+        lines = dict(line.split("=", 1) for line in (root / name / "environment").read_text().splitlines())
+        found = (lines["PENSTOCK_REGISTRY_USER"], lines["PENSTOCK_REGISTRY_PASSWORD"])
+        assert found == ("penstock", compose.registry_password(keys))
+
+
 def test_a_value_with_a_lines_end_cannot_become_another_variable() -> None:
     """It would be read as one by every service."""
     with pytest.raises(ValueError, match="A has a line's end"):

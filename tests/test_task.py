@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow_home import ROOT
 
 from operators import task as task_module
+from operators.bake import Bake
 from operators.broken_policy import BrokenPolicy, tell_once
 from operators.claim import Claim
 from operators.container_check import ContainerCheck
@@ -31,6 +32,7 @@ from operators.rollback_sensor import RollbackSensor
 from operators.runtimes import Job
 from operators.shadow import Shadow
 from operators.start_candidate import StartCandidate
+from operators.steer import Steer
 from operators.task import TaskOperator, VerdictTrigger, job_name
 from operators.traffic_shift import TrafficShift
 from validation.consumer_contracts import read_contract
@@ -465,6 +467,16 @@ def test_a_gate_or_an_export_never_reaches_the_engine(kind: type[TaskOperator]) 
     job = kind(policy=POLICY).job(SPEC)
     assert not {"DOCKER_HOST", "PENSTOCK_REGISTRY_PASSWORD"} & set(job.environ)
     assert "engine" not in job.reaches
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("job", [lambda: Bake(policy=POLICY).job(SPEC), lambda: Steer(task_id="steer").job(SPEC)])
+def test_an_undo_has_the_registrys_tags_follow_and_reaches_no_engine(job: Any) -> None:
+    """Bake and the form give undos; they sign in at the container registry, and start no container."""
+    made = job()
+    assert made.environ["PENSTOCK_REGISTRY_PASSWORD"] == "a-registry-password"
+    assert "DOCKER_HOST" not in made.environ
+    assert "engine" not in made.reaches
 
 
 def test_the_only_job_that_puts_up_walls_of_its_own_is_export() -> None:
