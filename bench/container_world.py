@@ -5,12 +5,17 @@ The container tests and `bench.containers` use it.
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from bench.world import MODEL, World
 from demo.stage import ContainerStage
+from stack.docker_host import HostTrouble
 
 
 class ContainerWorld(World):
@@ -36,6 +41,31 @@ class ContainerWorld(World):
             yield
         finally:
             self.host.compose("up", "-d", "--wait", "--no-recreate", quiet=True)
+
+    def command(self, *words: str) -> int:
+        """`docker compose run --rm penstock ...`, given by a user called ada; 0 or 1."""
+        try:
+            self.host.compose("run", "--rm", "-T", "penstock", *words, "--who", "ada", quiet=True)
+        except HostTrouble:
+            return 1
+        return 0
+
+    def server(self, number: int) -> str:
+        """Name of the container that serves a version."""
+        return f"{self.host.project}-{MODEL}--v{number}"
+
+    def crash_server(self, number: int) -> None:
+        """SIGKILL for the server's process, as the kernel does it for want of memory: the engine was not asked to stop anything."""
+        os.kill(self._state(number)["Pid"], signal.SIGKILL)
+
+    def started_at(self, number: int) -> str:
+        """When the engine last started the version's server."""
+        return str(self._state(number)["StartedAt"])
+
+    def _state(self, number: int) -> dict[str, Any]:
+        (row,) = json.loads(self.host.docker("inspect", self.server(number), quiet=True))
+        state: dict[str, Any] = row["State"]
+        return state
 
     def until_answered_more(self, count: int) -> None:
         """Waits until the client, which no part of the system carries, has had so many more answers."""

@@ -145,15 +145,6 @@ class World:
         body = {"name": model, "source": source, "tags": [{"key": "candidate", "value": "true"}], **more}
         return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
 
-    def register_from_run(self, files: Mapping[str, bytes]) -> int:
-        """The same, from a run of its own that holds these files in the folder `model`."""
-        run = self.mlflow("POST", "runs/create", json={"experiment_id": "0"})["run"]["info"]
-        for name, content in files.items():
-            path = run["artifact_uri"].removeprefix("mlflow-artifacts:/")
-            url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow-artifacts/artifacts/{path}/model/{name}"
-            httpx.put(url, content=content, timeout=10, trust_env=False).raise_for_status()
-        return self.register(f"{run['artifact_uri']}/model", run_id=run["run_id"])
-
     def newest(self) -> int:
         answer = self.mlflow("GET", "model-versions/search", params={"filter": f"name='{MODEL}'"})
         return max(int(each["version"]) for each in answer["model_versions"])
@@ -213,6 +204,12 @@ class World:
         answer = self.director.observations(MODEL, max(0, self.director.observations(MODEL, 2**53)["last"] - 20_000))
         rows += answer["rows"]
         return sum(row[2] == number for row in rows)
+
+    def answers_now(self, number: int, rows: int = 50) -> bool:
+        """Whether the latest requests that the gateway saw were this version's."""
+        last = self.director.observations(MODEL, 2**53)["last"]
+        latest = self.director.observations(MODEL, max(0, last - rows))["rows"]
+        return len(latest) > 0 and all(row[2] == number for row in latest)
 
     def command(self, *words: str) -> int:
         """Exit status of `penstock`, given by a user called ada."""

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent import futures
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -22,20 +24,48 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelReady(self, request, context):  # noqa: N802 - the protocol's name
         return service_pb2.ModelReadyResponse(ready=self.behaviour not in {"deaf", "refusing"})
 
-    def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
+    def trouble(self):
+        """Whether the next answer is a failure; takes its time."""
         self.answered += 1
-        if self.behaviour == "killed_under_load" and self.answered == 50:  # after the warm-up
+        if self.behaviour == "killed_under_load" and self.answered == 50:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.behaviour == "slow":
             time.sleep(0.03)
-        if self.behaviour == "failing" and self.answered % 20 == 0:
+        return self.behaviour == "failing" and self.answered % 20 == 0
+
+    def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
+        if self.trouble():
             context.abort(grpc.StatusCode.INTERNAL, "onnxruntime: index out of range")
         return service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
 
 
+def http_service(service):
+    """The same over HTTP, as far as a load needs it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            trouble = service.trouble()
+            body = b"onnxruntime: index out of range" if trouble else b"{}"
+            self.send_response(500 if trouble else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
 def serve(options):
+    service = Service(options.behaviour)
+    http = ThreadingHTTPServer(("127.0.0.1", int(options.http)), http_service(service))
+    threading.Thread(target=http.serve_forever, daemon=True).start()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(options.behaviour), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
     server.add_insecure_port(f"127.0.0.1:{options.grpc}")
     server.start()
     server.wait_for_termination()

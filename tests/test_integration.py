@@ -18,6 +18,7 @@ import pytest
 from gateway_fixtures import Stack, free_port, running
 from made_bundles import golden_rows, make_bundle
 from served_model import Arrays, Fails, ServedModel, honest, serving
+from tritonclient.grpc import service_pb2
 
 from delivery import gateway as delivery_gateway
 from delivery.traffic import cluster_name
@@ -241,7 +242,7 @@ def test_a_gateway_that_is_away_is_an_error_and_no_failed_model(bundle: Bundle, 
     with pytest.raises(Trouble, match=f"the gateway at {address} does not answer: .*refused"):
         integration.run(spec, tmp_path)
     with pytest.raises(Trouble, match=f"the gateway at {address} does not answer"):
-        Caller.from_env("irises", 2).call(callers.service_pb2.ModelInferRequest())
+        Caller.from_env("irises", 2).call(service_pb2.ModelInferRequest())
     monkeypatch.delenv(callers.GATEWAY)
     with pytest.raises(Trouble, match="PENSTOCK_GATEWAY is not set"):
         integration.run(spec, tmp_path)
@@ -255,7 +256,7 @@ def test_a_candidate_that_the_gateway_does_not_know_is_an_error(judged, gateway:
     gateway.client.put_candidate(model, 1, served.http, served.grpc)
     caller = Caller(address=gateway.gateway_address, model=model, version=2)
     with pytest.raises(Trouble, match="unknown-version"):
-        caller.infer_grpc(callers.service_pb2.ModelInferRequest(model_name=model))
+        caller.infer_grpc(service_pb2.ModelInferRequest(model_name=model))
 
 
 def test_trouble_after_a_failure_does_not_undo_it(judged, served: ServedModel) -> None:

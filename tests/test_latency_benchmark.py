@@ -1,11 +1,10 @@
-"""The gate `latency_benchmark`, against a server that speaks Triton's gRPC and misbehaves on demand."""
+"""The gate `latency_benchmark`, against a server that speaks Triton's HTTP and gRPC and misbehaves on demand."""
 
 import csv
 import json
 import math
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,30 +13,38 @@ import psutil
 import pytest
 from made_bundles import MODEL, golden_rows, make_bundle
 
-from validation import latency_benchmark
-from validation.contract import BadSpec, Outcome, Spec
-from validation.latency_benchmark import DoesNotLoad, Query, ServerTrouble, arrivals, judge, looks
+from validation import child, latency_benchmark, machine, private_server
+from validation.client_limits import ClientLimits
+from validation.contract import BadSpec, Outcome, Spec, Stable
+from validation.latency_benchmark import CANDIDATE, STABLE, Measured, judge
+from validation.load_client import Answers
 from validation.policy import LatencyBenchmark
+from validation.private_server import DoesNotLoad, ServerTrouble
 
 FAKE = Path(__file__).parent / "fake_triton.py"
-LIMITS = {"rate_per_s": 500.0, "min_queries": 700, "max_seconds": 3.0, "p50_ms": 500.0, "p99_ms": 1000.0}
+ANY_MACHINE = {"late_ms": 60_000.0, "taken_share": 1.0}
+"""The machine that runs the tests is not judged."""
+
+LIMITS = {"rate_per_s": 500.0, "min_queries": 700, "max_seconds": 3.0, "p50_ms": 500.0, "p99_ms": 1000.0, **ANY_MACHINE}
 
 
 @pytest.fixture
 def benchmark(tmp_path, monkeypatch):
     """Runs the gate on a made bundle against a fake server that behaves as told."""
 
-    def run(behaviour="fine", rows=None, **limits):
-        monkeypatch.setattr(latency_benchmark, "LATE_PART", 1000.0)  # the machine that runs the tests is not judged
+    def run(behaviour="fine", rows=None, *, with_stable=False, **limits):
+        if not with_stable:  # its own tests measure it
+            monkeypatch.setattr(latency_benchmark, "client_limits", lambda *_: CLIENT)
         monkeypatch.setenv("PENSTOCK_TRITON", f"{sys.executable} {FAKE} --behaviour={behaviour}")
         bundle = make_bundle(tmp_path, rows=rows or golden_rows(20))
         spec = Spec(
             task="latency_benchmark",
             model=MODEL,
-            version=1,
+            version=2,
             delivery="d",
             evidence_uri="file:///e",
             bundle=bundle,
+            stable=Stable(version=1, bundle=bundle) if with_stable else None,
             limits={**LIMITS, **limits},
         )
         return latency_benchmark.run(spec, tmp_path).findings
@@ -46,13 +53,33 @@ def benchmark(tmp_path, monkeypatch):
 
 
 def limits(**changes):
-    return LatencyBenchmark(**{**LIMITS, "rate_per_s": 100, "max_seconds": 30, "p50_ms": 25, "p99_ms": 100, **changes})
+    return LatencyBenchmark(**{**LIMITS, "rate_per_s": 100, "max_seconds": 30, "p50_ms": 25, "p99_ms": 100, "late_ms": 1.0, **changes})
 
 
-def queries(n=700, *, latency_s=0.01, slow=0, late=0, failed=0):
-    slowest = [Query(due_s=0, late_s=0, latency_s=9)] * slow + [Query(due_s=0, late_s=0, latency_s=math.inf, error="INTERNAL")] * failed
-    lagging = [Query(due_s=0, late_s=0.011, latency_s=latency_s)] * late
-    return [*slowest, *lagging, *[Query(due_s=0, late_s=0, latency_s=latency_s)] * (n - slow - late - failed)]
+CLIENT = ClientLimits(floor_p50_ms=0.1, floor_p99_ms=0.2, slip_p99_ms=0.1, ceiling_rps=20_000.0)
+
+
+def measured(n=700, *, latency_s=0.01, slow=0, late=0, failed=0, **more):
+    """A load of `n` queries, so many of them slow, sent late, or without an answer."""
+    latencies = np.full(n, latency_s)
+    latencies[:slow] = 9.0
+    latencies[slow : slow + failed] = math.inf
+    lateness = np.zeros(n)
+    lateness[n - late :] = 0.0011
+    due = np.arange(n) / 100
+    found = Measured(client=CLIENT, **more)
+    errors = dict.fromkeys(range(slow, slow + failed), "status 500")
+    found.add(Answers(due_s=due, sent_s=due + lateness, done_s=due + latencies, errors=errors, cpu_s=0.1))
+    return found
+
+
+def in_turns(ratio, pairs=8, seed=1):
+    """Blocks of lognormal latencies around 20 ms, the candidate's so many times stable's."""
+    rng = np.random.default_rng(seed)
+    return {
+        STABLE: [0.02 * rng.lognormal(0, 0.2, 25) for _ in range(pairs)],
+        CANDIDATE: [ratio * 0.02 * rng.lognormal(0, 0.2, 25) for _ in range(pairs)],
+    }
 
 
 def outcomes(findings):
@@ -64,8 +91,33 @@ def test_a_fast_server_passes_with_its_evidence(benchmark, tmp_path):
     findings = benchmark()
     assert outcomes(findings) == dict.fromkeys(("request_errors", "load", "p50_ms", "p99_ms"), Outcome.PASSED)
     rows = list(csv.DictReader((tmp_path / "latencies.csv").open()))
-    assert len(rows) == json.loads((tmp_path / "summary.json").read_text())["queries"] == 700
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(rows) == summary["queries"] >= 700
     assert all(float(row["latency_ms"]) > 0 for row in rows)
+    assert summary["cold_start_s"] > 0
+    assert summary["client"]["ceiling_rps"] > 0
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_stable_is_measured_beside_it_in_turns(benchmark, tmp_path, protocol):
+    """With a stable version both are served at once, asked in turns, and the same server is not called worse than itself."""
+    findings = benchmark(with_stable=True, protocol=protocol, indifferent_below_ms=5000.0)
+    assert outcomes(findings)["p50_ratio"] is outcomes(findings)["p99_ratio"] is Outcome.PASSED
+    blocks = {row["measured"] for row in csv.DictReader((tmp_path / "latencies.csv").open())} - {"load"}
+    assert blocks == {f"{name} {number}" for name in (CANDIDATE, STABLE) for number in range(8)}
+    page = (tmp_path / "report.html").read_text()
+    assert "<svg" in page
+    assert "stable, in turns" in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "words"), [("closed_loop", "hides what waiting users"), ("fixed_rate", "hides the queues that bursts")]
+)
+def test_other_loads_say_what_they_cannot_see(benchmark, arrivals, words):
+    """A closed loop and a fixed rate are there for whoever needs them, and their result names their blind spot."""
+    load = next(each for each in benchmark(arrivals=arrivals, min_queries=300, max_seconds=1.0) if each.name == "load")
+    assert (load.outcome, words in load.why) == (Outcome.PASSED, True), load.why
 
 
 def test_a_slow_server_fails_its_quantiles(benchmark):
@@ -90,14 +142,14 @@ def test_a_model_that_does_not_load_fails_with_the_servers_reason(benchmark):
 
 def test_a_server_that_is_silent_is_an_error(benchmark, monkeypatch):
     """A server that is not ready in time and names no model is no proof against the model: no verdict, but a retry."""
-    monkeypatch.setattr(latency_benchmark, "READY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(private_server, "READY_TIMEOUT_S", 0.5)
     with pytest.raises(ServerTrouble, match=r"was not ready after 0\.5 s"):
         benchmark("deaf")
 
 
 def test_a_silent_server_that_refused_the_model_fails(benchmark, monkeypatch):
     """Triton's own table condemns the model also when the server does not end over it."""
-    monkeypatch.setattr(latency_benchmark, "READY_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(private_server, "READY_TIMEOUT_S", 2.0)
     (finding,) = benchmark("refusing")
     assert (finding.name, finding.outcome) == ("loads", Outcome.FAILED)
     assert finding.why == "does not load: Internal: the file is no ONNX model"
@@ -141,23 +193,9 @@ TABLE = "| {} | 1 | UNAVAILABLE: {} |\nerror: creating server: Internal - failed
 def test_only_tritons_own_words_condemn_the_model(tmp_path, log, kind, words):
     """Its table of models, or its reading of the configuration; whatever else ends the server is worth a retry."""
     (tmp_path / "log").write_text(log)
-    trouble = latency_benchmark._trouble("ended", "irises", tmp_path / "log")
+    trouble = private_server._trouble("ended", "irises", tmp_path / "log")
     assert type(trouble) is kind
     assert re.search(words, str(trouble))
-
-
-def test_a_killed_gate_leaves_no_server(tmp_path):
-    """When the gate dies without a word, the kernel ends its server."""
-    code = (
-        "import sys, time\nfrom validation.latency_benchmark import _start\n"
-        f"print(_start([sys.executable, '-c', 'import time; time.sleep(600)'], open({str(tmp_path / 'log')!r}, 'wb')).pid, flush=True)\n"
-        "time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as gate:
-        server = psutil.Process(int(gate.stdout.readline()))
-        gate.kill()
-    psutil.wait_procs([server], timeout=10)
-    assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 
 def children():
@@ -167,7 +205,7 @@ def children():
 
 def test_no_process_is_left_behind(benchmark, monkeypatch):
     """A server that ignores SIGTERM, and its children, are gone when the gate ends."""
-    monkeypatch.setattr(latency_benchmark, "STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(child, "STOP_TIMEOUT_S", 0.2)
     before = children()
     benchmark("stubborn", min_queries=300, max_seconds=1.0)
     left = [each for each in children() if each not in before]
@@ -188,45 +226,87 @@ def test_bad_limits_are_a_bad_spec(benchmark):
 
 
 def test_late_sends_make_the_measurement_invalid():
-    """More than 1 % of sends later than a tenth of the p99 limit: the machine was measured, so no latency is judged."""
-    assert outcomes(judge(queries(late=7), limits()))["load"] is Outcome.PASSED
-    findings = judge(queries(late=8), limits())
+    """More than 1 % of sends later than the policy allows: the machine was measured, so no latency is judged."""
+    assert outcomes(judge(measured(late=7), limits()))["load"] is Outcome.PASSED
+    findings = judge(measured(late=8), limits())
     assert outcomes(findings) == {"request_errors": Outcome.PASSED, "load": Outcome.INCONCLUSIVE}
     assert "less busy machine" in findings[1].advice
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"warm_up": None}, "not steady after 20 s of warm-up"),
+        ({"taken": machine.Taken(stolen=0.02, held_up=0.0, too_hot=0)}, "the hypervisor took 2.0% of the CPU time; 1.0% are allowed"),
+        ({"taken": machine.Taken(stolen=0.0, held_up=0.0, too_hot=3)}, "slowed down 3 times for its heat"),
+    ],
+)
+def test_an_unfit_machine_makes_it_invalid(changes, words):
+    """Latencies that never settled, stolen CPU time and heat say nothing about the model, and the finding names them."""
+    load = judge(measured(**changes), limits(taken_share=0.01))[1]
+    assert (load.outcome, load.why.startswith("INVALID")) == (Outcome.INCONCLUSIVE, True)
+    assert words in load.why
+
+
+def test_a_client_near_its_own_ceiling_makes_it_invalid():
+    """A client that could send less than twice the rate would have its own queue booked as the model's."""
+    found = measured()
+    found.client = ClientLimits(floor_p50_ms=1, floor_p99_ms=2, slip_p99_ms=1, ceiling_rps=199.0)
+    load = judge(found, limits())[1]
+    assert (load.outcome, "manages 199 queries a second here; 2 times 100 are needed" in load.why) == (Outcome.INCONCLUSIVE, True)
+
+
 def test_too_few_queries_are_invalid():
     """Fewer queries than the policy asks for are inconclusive, however fast."""
-    assert outcomes(judge(queries(699), limits()))["load"] is Outcome.INCONCLUSIVE
-    assert outcomes(judge([], limits()))["load"] is Outcome.INCONCLUSIVE
+    assert outcomes(judge(measured(699), limits()))["load"] is Outcome.INCONCLUSIVE
+    assert outcomes(judge(Measured(client=CLIENT), limits()))["load"] is Outcome.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("slow", "outcome"), [(0, Outcome.PASSED), (7, Outcome.INCONCLUSIVE), (30, Outcome.FAILED)])
 def test_p99_needs_its_count(slow, outcome):
     """The 99 % quantile is judged by how many queries were over, not by the point estimate."""
-    assert outcomes(judge(queries(slow=slow), limits()))["p99_ms"] is outcome
+    assert outcomes(judge(measured(slow=slow), limits()))["p99_ms"] is outcome
 
 
 def test_failed_queries_count_as_slow():
     """A query without an answer never counts as fast."""
-    assert outcomes(judge(queries(failed=40), limits()))["p99_ms"] is not Outcome.PASSED
+    assert outcomes(judge(measured(failed=40), limits()))["p99_ms"] is not Outcome.PASSED
 
 
-def test_looks_double_up_to_the_end():
-    """Figures are judged after the fewest queries, twice as many, and so on, last after all that fit into the time."""
-    assert looks(limits()) == [700, 1400, 2800, 3000]
-    assert looks(limits(min_queries=9000)) == [3000]
+def test_a_single_look_follows_mlperf_to_the_query():
+    """With no later look to come, the whole confidence is this one's: 459 queries with none over pass, 458 do not; 662 bear one."""
+    once = {"rate_per_s": 1000.0, "max_seconds": 0.459, "min_queries": 459}
+    assert outcomes(judge(measured(459), limits(**once)))["p99_ms"] is Outcome.PASSED
+    assert outcomes(judge(measured(459, slow=1), limits(**once)))["p99_ms"] is Outcome.INCONCLUSIVE
+    less = {"rate_per_s": 1000.0, "max_seconds": 0.458, "min_queries": 458}
+    assert outcomes(judge(measured(458), limits(**less)))["p99_ms"] is Outcome.INCONCLUSIVE
+    more = {"rate_per_s": 1000.0, "max_seconds": 0.662, "min_queries": 662}
+    assert outcomes(judge(measured(662, slow=1), limits(**more)))["p99_ms"] is Outcome.PASSED
 
 
 def test_later_looks_demand_more():
-    """Each look spends half of the budget of the one before, so that looking often does not pass what one look would not."""
-    assert outcomes(judge(queries(slow=0), limits(), looks=1))["p99_ms"] is Outcome.PASSED
-    assert outcomes(judge(queries(slow=0), limits(), looks=5))["p99_ms"] is Outcome.INCONCLUSIVE
+    """Each look spends half of what is left of the budget, so that looking often does not pass what one look would not."""
+    looks = {"min_queries": 580, "max_seconds": 30}
+    assert outcomes(judge(measured(580), limits(**looks)))["p99_ms"] is Outcome.PASSED
+    assert outcomes(judge(measured(1160, slow=4), limits(**looks)))["p99_ms"] is Outcome.INCONCLUSIVE
+    assert outcomes(judge(measured(1160, slow=4), limits(min_queries=1160, max_seconds=11.6)))["p99_ms"] is Outcome.PASSED
 
 
-def test_the_load_is_a_poisson_process_of_the_rate():
-    """Gaps between arrivals are exponential with the policy's mean, and the same seed gives the same load."""
-    gaps = np.diff(arrivals(100, 20_000, np.random.default_rng(3)))
-    assert gaps.mean() == pytest.approx(0.01, rel=0.03)
-    assert gaps.std() == pytest.approx(0.01, rel=0.05)
-    assert (arrivals(100, 5, np.random.default_rng(3)) == arrivals(100, 5, np.random.default_rng(3))).all()
+@pytest.mark.parametrize(("ratio", "outcome"), [(1.0, Outcome.PASSED), (1.2, Outcome.INCONCLUSIVE), (1.6, Outcome.FAILED)])
+def test_a_version_slower_than_stable_is_found(ratio, outcome):
+    """Within every limit and yet surely more than 20 % slower than stable fails; about as much worse is not known."""
+    findings = judge(measured(blocks=in_turns(ratio)), limits())
+    assert (outcomes(findings)["p99_ms"], outcomes(findings)["p50_ratio"]) == (Outcome.PASSED, outcome)
+
+
+def test_a_stable_version_that_cannot_be_measured_passes_nothing():
+    """Without a fit measurement of stable nobody is shown to be as fast, and the finding says what is wrong with stable."""
+    findings = judge(measured(stable_trouble="it does not load: no such file"), limits())
+    assert [(each.outcome, "it does not load: no such file" in each.why) for each in findings[-2:]] == [(Outcome.INCONCLUSIVE, True)] * 2
+
+
+def test_open_axes_have_the_policys_length():
+    """Longer than the golden rows by repetition, shorter by a cut."""
+    values = np.arange(6.0).reshape(2, 3)
+    assert latency_benchmark._of_length(values, [1], 5).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]]
+    assert latency_benchmark._of_length(values, [1], 2).tolist() == [[0, 1], [3, 4]]

@@ -21,10 +21,10 @@ import grpc
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
-from tritonclient.grpc import service_pb2, service_pb2_grpc
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.grpc import service_pb2_grpc
 
 from validation.bundle import Tensor
+from validation.payloads import HEADER_LENGTH, grpc_message, http_body
 
 GATEWAY = "PENSTOCK_GATEWAY"
 VERSION_HEADER = "x-penstock-version"  # the cluster that answered
@@ -32,7 +32,6 @@ REASON_HEADER = "x-penstock"  # why the gateway refused
 MODEL_HEADER = "x-model"
 PIN_HEADER = "x-model-version"
 UNKNOWN_VERSION = "unknown-version"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 TIMEOUT_S = 30.0
 """Longer than the gateway itself lets a request wait: when this ends, it is the gateway that does not answer."""
@@ -169,27 +168,14 @@ def ask_binary(caller: Caller, signature: Signature, rows: Arrays) -> Arrays:
 
 
 def ask_grpc(caller: Caller, signature: Signature, rows: Arrays) -> Arrays:
-    message = service_pb2.ModelInferRequest(model_name=caller.model)
-    for each in signature.inputs:
-        message.inputs.add(name=each.name, datatype=each.dtype, shape=rows[each.name].shape)
-        message.raw_input_contents.append(_packed(rows[each.name]))
-    for each in signature.outputs:
-        message.outputs.add(name=each.name)
-    answer = caller.infer_grpc(message)
+    answer = caller.infer_grpc(grpc_message(caller.model, signature.inputs, signature.outputs, rows))
     return _read(lambda: tritonclient.grpc.InferResult(answer), signature.outputs)
 
 
 def _ask_http(caller: Caller, signature: Signature, rows: Arrays, *, binary: bool) -> Arrays:
-    client = tritonclient.http
-    given = [client.InferInput(each.name, list(rows[each.name].shape), each.dtype) for each in signature.inputs]
-    for each in given:
-        each.set_data_from_numpy(rows[each.name()], binary_data=binary)
-    wanted = [client.InferRequestedOutput(each.name, binary_data=binary) for each in signature.outputs]
-    body, cut = client.InferenceServerClient.generate_request_body(given, outputs=wanted)
-    kind = {} if cut is None else {HEADER_LENGTH: str(cut), "Content-Type": "application/octet-stream"}
-    reply = caller.infer_http(body if isinstance(body, bytes) else body.encode(), kind)
+    reply = caller.infer_http(*http_body(signature.inputs, signature.outputs, rows, binary=binary))
     length = reply.headers.get(HEADER_LENGTH.lower())
-    read = client.InferenceServerClient.parse_response_body
+    read = tritonclient.http.InferenceServerClient.parse_response_body
     return _read(lambda: read(reply.body, header_length=None if length is None else int(length)), signature.outputs)
 
 
@@ -200,13 +186,6 @@ def _read(parse: Callable[[], Any], outputs: Iterable[Tensor]) -> Arrays:
         return {each.name: answer.as_numpy(each.name) for each in outputs}
     except Exception as error:
         raise NoAnswer(f"an answer that tritonclient cannot read: {type(error).__name__}: {error}"[:SHOWN_BYTES]) from error
-
-
-def _packed(values: np.ndarray) -> bytes:
-    if values.dtype.hasobject:
-        packed = serialize_byte_tensor(values)
-        return bytes(packed.item()) if packed.size else b""
-    return np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<")).tobytes()
 
 
 def call_service(url: str, *, method: str, body: str | None, headers: Mapping[str, str], timeout_s: float) -> Reply:

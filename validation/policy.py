@@ -238,15 +238,41 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyBenchmark:
+    """What the candidate must show under load, on a server of its own.
+
+    `arrivals`: `poisson`, `fixed_rate`, or `closed_loop` with so many at a time. A query sent more than `late_ms` after it was due is late.
+    `worse_than_stable` is a share of stable's median and p99, which count as `indifferent_below_ms` when they are faster than that.
+    `taken_share` of its CPU time may be taken from the machine meanwhile. Batch sizes, and lengths of open axes, are drawn from those here.
+    """
+
     rate_per_s: float
     min_queries: int
     max_seconds: float
     p50_ms: float
     p99_ms: float
+    worse_than_stable: float = 0.20
+    indifferent_below_ms: float = 0.0
+    late_ms: float = 1.0
+    taken_share: float = 0.01
+    arrivals: str = "poisson"
+    concurrency: int = 4
+    protocol: str = "http"
+    batch_sizes: tuple[int, ...] = (1,)
+    sequence_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for each in dataclasses.fields(self):
-            _within(getattr(self, each.name), 0, math.inf, f"latency_benchmark.{each.name}", open_low=True)
+        for name in ("rate_per_s", "min_queries", "max_seconds", "p50_ms", "p99_ms", "worse_than_stable", "late_ms"):
+            _within(getattr(self, name), 0, math.inf, f"latency_benchmark.{name}", open_low=True)
+        _within(self.indifferent_below_ms, 0, math.inf, "latency_benchmark.indifferent_below_ms")
+        _within(self.taken_share, 0, 1, "latency_benchmark.taken_share")
+        _within(self.concurrency, 1, 256, "latency_benchmark.concurrency")
+        _one_of((self.arrivals,), ARRIVALS, "latency_benchmark.arrivals")
+        _one_of((self.protocol,), PROTOCOLS, "latency_benchmark.protocol")
+        _need(len(self.batch_sizes) > 0, "latency_benchmark.batch_sizes: expected at least one")
+        for size in self.batch_sizes:
+            _within(size, 1, 64, "latency_benchmark.batch_sizes")
+        for length in self.sequence_lengths:
+            _within(length, 1, 1 << 20, "latency_benchmark.sequence_lengths")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,6 +473,8 @@ class Margins:
     final: bool
 
 
+ARRIVALS = ("poisson", "fixed_rate", "closed_loop")
+PROTOCOLS = ("grpc", "http")
 STRATEGIES = ("shadow then canary", "shadow then blue_green", "canary", "blue_green", "shadow")
 """What a rollout may consist of, in this order: a mirror first, then the policy's steps or all traffic at once. A mirror alone promotes
 nothing.

@@ -16,7 +16,9 @@ from stack.docker_host import HostTrouble
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 DEFINED = ("promoted", "rolled_back", "inconclusive", "error")
 OTHERS = ("scheduler", "triggerer", "api-server", "engine", "mlflow", "postgres")
-"""Take twenty minutes: FULL=1. The gateway is not among them: what its death costs no other part can make good."""
+"""Take twenty minutes: FULL=1, as do the deaths of the gateway and of the servers, in mid-canary."""
+
+full = pytest.mark.skipif(os.environ.get("FULL") != "1", reason="takes minutes: FULL=1")
 
 CHECKED = ("image", "size_mb", "label", "non_root", "ready_s", "chain", "probe_http", "probe_grpc", "health", "memory_mib", "stop_s")
 
@@ -50,7 +52,7 @@ def test_a_version_goes_to_production_in_containers(world: ContainerWorld) -> No
     assert tuple(world.findings(number, "container_check")) == CHECKED
     image = world.version(number).tags["penstock.image"]
     assert image_named(world, "serving") == image.partition("@")[2]
-    (server,) = json.loads(world.host.docker("inspect", f"{world.host.project}-{MODEL}--v{number}", quiet=True))
+    (server,) = json.loads(world.host.docker("inspect", world.server(number), quiet=True))
     assert server["Config"]["Image"] == image
     assert (server["HostConfig"]["ReadonlyRootfs"], server["HostConfig"]["CapDrop"], server["Config"]["User"]) == (
         True,
@@ -61,6 +63,17 @@ def test_a_version_goes_to_production_in_containers(world: ContainerWorld) -> No
     assert world.client_errors() == 0, world.error_samples()
 
 
+def test_an_undo_by_hand_moves_gateway_registry_and_images(world: ContainerWorld) -> None:
+    """The version before is stable again, with no delivery and no client error, and the serving tag names its image."""
+    stable, previous = world.share().stable, world.director.previous(MODEL)
+    assert world.command("undo", MODEL, "--why", "wrong numbers in the report") == 0
+    assert (world.share().stable, world.registry.alias(MODEL, "production")) == (previous, previous)
+    assert image_named(world, "serving") == world.version(previous).tags["penstock.image"].partition("@")[2]
+    assert "undone by ada: wrong numbers in the report" in world.why(stable)
+    world.until_answered_more(200)
+    assert world.client_errors() == 0, world.error_samples()
+
+
 def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld) -> None:
     """The watch takes it back, its server is removed, the serving tag has not moved, and no client saw an error."""
     before = image_named(world, "serving")
@@ -68,7 +81,7 @@ def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld
     world.until_share(100)
     world.stage.use_new_scanner(200)
     assert world.outcome(number) == "rolled_back", world.why(number)
-    assert f"{world.host.project}-{MODEL}--v{number}" not in world.containers("penstock.server")
+    assert world.server(number) not in world.containers("penstock.server")
     assert image_named(world, "serving") == before
     assert world.client_errors() == 0, world.error_samples()
     world.stage.use_new_scanner(0)
@@ -85,7 +98,7 @@ def test_services_that_only_look_on_may_die_in_mid_canary(world: ContainerWorld)
     assert world.client_errors() == 0, world.error_samples()
 
 
-@pytest.mark.parametrize("service", ["director", *(OTHERS if os.environ.get("FULL") == "1" else ())])
+@pytest.mark.parametrize("service", ["director", *(pytest.param(each, marks=full) for each in OTHERS)])
 def test_a_service_that_dies_in_mid_canary_costs_no_user_anything(world: ContainerWorld, service: str) -> None:
     """Meanwhile the candidate's share lapses or stays under its watch; once the service is back, the delivery ends as defined, and the
     gateway serves what the registry calls production.
@@ -97,6 +110,43 @@ def test_a_service_that_dies_in_mid_canary_costs_no_user_anything(world: Contain
     assert world.outcome(number) in DEFINED, world.why(number)
     assert world.share().stable in (before, number)
     assert world.registry.alias(MODEL, "production") == world.share().stable
+    assert world.client_errors() == 0, world.error_samples()
+
+
+@full
+def test_the_gateway_dies_in_mid_canary(world: ContainerWorld) -> None:
+    """Nobody is answered meanwhile; once it is back it serves what the registry calls production, and the delivery ends as defined."""
+    number, before = world.deliver("v2"), world.share().stable
+    world.until_share(100)
+    with world.client_away(), world.killed("envoy"):
+        pass
+    assert world.outcome(number) in DEFINED, world.why(number)
+    assert world.registry.alias(MODEL, "production") == world.share().stable in (before, number)
+    world.until_answered_more(200)
+    assert world.client_errors() == 0, world.error_samples()
+
+
+@full
+def test_a_candidate_that_crashes_is_taken_back_and_costs_no_user_anything(world: ContainerWorld) -> None:
+    """The engine starts its server again, stable answers meanwhile, and the watch knows that it failed."""
+    number, before = world.deliver("v2"), world.share().stable
+    world.until_share(500)
+    world.crash_server(number)
+    assert world.outcome(number) in ("rolled_back", "inconclusive", "promoted"), world.why(number)
+    assert world.registry.alias(MODEL, "production") == world.share().stable in (before, number)
+    assert world.client_errors() == 0, world.error_samples()
+
+
+@full
+def test_a_stable_server_that_crashes_is_started_again(world: ContainerWorld) -> None:
+    """The version before answers for as long as the engine takes to start it, and then it answers itself again."""
+    stable, previous = world.share().stable, world.director.previous(MODEL)
+    assert previous
+    before = world.started_at(stable)
+    world.crash_server(stable)
+    world.until(lambda: world.started_at(stable) != before or None, "the engine to start it again", 60)
+    world.until(lambda: world.answers_now(stable) or None, "its answers", 120)
+    assert world.share().stable == stable
     assert world.client_errors() == 0, world.error_samples()
 
 
@@ -144,7 +194,7 @@ def test_servers_come_back_after_a_down(world: ContainerWorld) -> None:
             return share.stable or None
 
         number = world.until(stable, "the director to know its stable version", 60)
-        assert f"{world.host.project}-{MODEL}--v{number}" in world.containers("penstock.server")
+        assert world.server(number) in world.containers("penstock.server")
     seen = world.answered(number)
     world.until(lambda: world.answered(number) > seen or None, "answers of the stable version", 60)
 

@@ -13,7 +13,7 @@ from bench.world import World
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """A stack on ports and data of its own; taken down whatever happens. Its logs stay for a look."""
-    world = World(os.environ, "e2e", rate_per_s=200)
+    world = World(os.environ, "e2e", rate_per_s=400)
     try:
         world.open_with_traffic()
         yield world

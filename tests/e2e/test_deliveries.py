@@ -34,20 +34,6 @@ def test_a_version_without_a_run_is_refused_by_name(world: World) -> None:
     assert world.share().stable == 1
 
 
-def test_a_version_without_artifacts_is_refused_by_name(world: World) -> None:
-    """A version whose artifacts are not there is refused with the address where nothing is."""
-    number = world.register_from_run({})
-    assert world.outcome(number) == "refused"
-    assert "has no artifacts at" in world.why(number)
-
-
-def test_an_artifact_that_is_no_model_is_refused_by_name(world: World) -> None:
-    """A version whose artifacts hold no model is refused with what they hold."""
-    number = world.register_from_run({"readme.txt": b"no model"})
-    assert world.outcome(number) == "refused"
-    assert "holds readme.txt and no MLmodel" in world.why(number)
-
-
 def test_the_same_event_again_is_one_delivery(world: World) -> None:
     """Setting the marker a second time makes no second run of the same version."""
     world.mlflow("POST", "model-versions/set-tag", json={"name": MODEL, "version": "1", "key": "candidate", "value": "again"})
