@@ -21,6 +21,7 @@ from bench import (
     golden_set,
     idle,
     latencies,
+    latency_gate,
     mutation,
     offline,
     whole,
@@ -38,14 +39,16 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "latencies_aa": latencies.measure_long,
     "golden_set": golden_set.measure,
     "conformance": conformance.measure,
+    "latency_gate": latency_gate.measure,
+    "latency_turns": latency_gate.measure_turns,
     "gateway": gateway.measure,
     "whole": whole.measure,
     "containers": containers.measure,
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
-SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latencies_aa", "mutation")
+SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "latency_gate", "gateway", "idle", "events")
+FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_turns", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

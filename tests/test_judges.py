@@ -231,6 +231,20 @@ def test_a_quantile_states_its_sample_count():
     """MLPerf's figures: at 99 % confidence a p99 needs 459 queries with none over the limit and 662 with one."""
     assert [queries_needed(over=over, quantile=0.99, error=0.01) for over in (0, 1)] == [459, 662]
     assert [queries_needed(over=0, quantile=0.5, error=error) for error in (0.6, 0.4)] == [1, 2]
+
+
+@pytest.mark.parametrize("quantile", [0.9, 0.95, 0.99, 0.999])
+def test_the_table_of_queries_is_mlperfs(quantile):
+    """For 0 to 100 slow queries at 99 % confidence: so many are the fewest whose chance of so few slow ones is 1 % (scipy's binomial)."""
+    over = np.arange(101)
+    needed = np.array([queries_needed(over=int(each), quantile=quantile, error=0.01) for each in over])
+    assert (binom.cdf(over, needed, 1 - quantile) <= 0.01).all()
+    assert (binom.cdf(over, needed - 1, 1 - quantile) > 0.01).all()
+
+
+def test_mlperfs_own_figures_for_three_nines():
+    """4,603 queries with none over, 6,636 with one."""
+    assert [queries_needed(over=over, quantile=0.999, error=0.01) for over in (0, 1)] == [4603, 6636]
     judge = {"name": "p99_ms", "quantile": 0.99, "limit_ms": 10.0, "observed_ms": 9.0, "error": 0.01}
     found = [quantile_within(over=over, n=n, **judge).outcome for over, n in ((0, 458), (0, 459), (1, 661), (1, 662), (30, 662))]
     passed, unknown = Outcome.PASSED, Outcome.INCONCLUSIVE

@@ -16,7 +16,7 @@ from made_bundles import MODEL, golden_rows, make_bundle
 from validation import child, latency_benchmark, machine, private_server
 from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec, Stable
-from validation.latency_benchmark import CANDIDATE, STABLE, Measured, judge
+from validation.latency_judge import CANDIDATE, STABLE, Measured, judge
 from validation.load_client import Answers
 from validation.policy import LatencyBenchmark
 from validation.private_server import DoesNotLoad, ServerTrouble

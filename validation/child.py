@@ -1,4 +1,6 @@
-"""Processes that a gate starts: sessions of their own, gone with everything they started when the gate ends, whatever ends it.
+"""Processes that a gate starts: sessions of their own, gone with everything they started when the gate ends.
+
+When the gate is killed the kernel ends them, and what they have started is theirs to end (Triton's stubs notice and end themselves).
 
 The private server, the load client and the null server are such. It supervises nothing and knows no protocol.
 """

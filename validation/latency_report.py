@@ -16,7 +16,7 @@ import numpy as np
 from validation.contract import Finding, Outcome, worst
 
 if TYPE_CHECKING:
-    from validation.latency_benchmark import Measured
+    from validation.latency_judge import Measured
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; color: #1f2328 }

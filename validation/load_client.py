@@ -78,8 +78,8 @@ class Answers:
 
     @property
     def latency_s(self) -> np.ndarray:
-        """From when each query was due to its answer."""
-        latency_s: np.ndarray = self.done_s - self.due_s
+        """From when each query was due to its answer; infinite where there is none."""
+        latency_s: np.ndarray = np.where(np.isinf(self.done_s), np.inf, self.done_s - self.due_s)
         return latency_s
 
 
@@ -98,7 +98,7 @@ class LoadClient:
         self._ask("close", name)
 
     def send(self, name: str, due_s: np.ndarray, picks: np.ndarray) -> Answers:
-        """An open load: request number `picks[i]` at `due_s[i]` seconds from now, whatever became of those before."""
+        """An open load: at `due_s[i]` seconds from now request number `picks[i]`, counted round, whatever became of those before."""
         return self._answers("send", name, due_s, picks)
 
     def send_closed(self, name: str, queries: int, concurrency: int) -> Answers:
@@ -165,6 +165,8 @@ class _Load:
         """The first word on a query counts."""
         if not math.isnan(self.done_s[number]):
             return
+        if not error and at_s - self.start_s - self.due_s[number] > ANSWER_TIMEOUT_S:
+            error = _no_answer()
         self.done_s[number] = math.inf if error else at_s - self.start_s
         if error:
             self.errors[number] = error
@@ -174,7 +176,11 @@ class _Load:
 
     def give_up(self) -> None:
         for number in range(self.queries):
-            self.answer(number, math.inf, f"no answer within {ANSWER_TIMEOUT_S:g} s")
+            self.answer(number, math.inf, _no_answer())
+
+
+def _no_answer() -> str:
+    return f"no answer within {ANSWER_TIMEOUT_S:g} s"
 
 
 class HttpSender:
@@ -183,20 +189,22 @@ class HttpSender:
     def __init__(self, target: Target) -> None:
         self._host, _, port = target.address.rpartition(":")
         self._port = int(port)
+        self._connections: set[_HttpConnection] = set()
         self._idle: list[_HttpConnection] = []
-        self._waiting: deque[tuple[_Load, int, bytes]] = deque()
         self._opening: set[asyncio.Task[None]] = set()
-        self._open = 0
+        self._waiting: deque[tuple[_Load, int, bytes]] = deque()
 
     async def open(self) -> None:
         try:
             for _ in range(CONNECTIONS):
                 self._idle.append(await self._connect())
         except OSError as error:
+            await self.close()
             raise ClientTrouble(f"cannot connect to {self._host}:{self._port}: {error}") from error
 
     async def close(self) -> None:
-        for each in list(self._idle):
+        self._waiting.clear()
+        for each in self._connections:
             each.transport.abort()
         await asyncio.sleep(0)  # the loop ends them in its next turn; waiting for orders, it takes none
         await asyncio.sleep(0)
@@ -204,31 +212,36 @@ class HttpSender:
     def ask(self, load: _Load, number: int, request: bytes) -> None:
         if self._idle:
             self._idle.pop().ask(load, number, request)
-            return
-        self._waiting.append((load, number, request))
-        if self._open < MOST_CONNECTIONS:
-            self._open += 1
-            task = asyncio.get_running_loop().create_task(self._grow())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+        else:
+            self._waiting.append((load, number, request))
+            self._grow()
 
     def free(self, connection: _HttpConnection) -> None:
         """Called by a connection that has nothing to do."""
-        if self._waiting:
-            connection.ask(*self._waiting.popleft())
-        else:
-            self._idle.append(connection)
+        while self._waiting:
+            load, number, request = self._waiting.popleft()
+            if not load.finished.done():
+                connection.ask(load, number, request)
+                return
+        self._idle.append(connection)
 
     def lost(self, connection: _HttpConnection) -> None:
-        self._open -= 1
+        self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
+        if self._waiting:
+            self._grow()
 
-    async def _grow(self) -> None:
+    def _grow(self) -> None:
+        if len(self._connections) + len(self._opening) < MOST_CONNECTIONS:
+            task = asyncio.get_running_loop().create_task(self._connect_one_more())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    async def _connect_one_more(self) -> None:
         try:
             self.free(await self._connect())
         except OSError as error:
-            self._open -= 1
             if self._waiting:
                 load, number, _ = self._waiting.popleft()
                 load.answer(number, math.inf, f"cannot connect: {error}")
@@ -236,6 +249,7 @@ class HttpSender:
     async def _connect(self) -> _HttpConnection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(lambda: _HttpConnection(self), self._host, self._port)
+        self._connections.add(connection)
         return connection
 
 
@@ -273,6 +287,11 @@ class _HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
+        if status < 200:  # an interim answer; the real one follows
+            return
+        if self._query is None:
+            self.transport.abort()  # an answer that nobody asked for would be taken for the next one's
+            return
         self._note("" if status == 200 else f"status {status}: {self._body[:SHOWN_BYTES].decode(errors='replace')}")
         self._body = b""
         if self._parser.should_keep_alive():
@@ -307,6 +326,7 @@ class GrpcSender:
             for each in self._channels:
                 await asyncio.wait_for(each.channel_ready(), ANSWER_TIMEOUT_S)
         except TimeoutError as error:
+            await self.close()
             raise ClientTrouble(f"cannot connect to {self._address} within {ANSWER_TIMEOUT_S:g} s") from error
 
     async def close(self) -> None:
@@ -350,8 +370,8 @@ class Process:
 
     async def send(self, name: str, due_s: np.ndarray, picks: np.ndarray) -> dict[str, Any]:
         sender, requests = self._targets[name]
-        chosen = [requests[pick] for pick in picks.tolist()]
-        load = _begin(due_s.tolist())
+        chosen = [requests[pick % len(requests)] for pick in picks.tolist()]
+        load = _begin(due_s.tolist(), HEAD_START_S)
         loop = asyncio.get_running_loop()
         due_at = [load.start_s + each for each in load.due_s]
 
@@ -396,14 +416,14 @@ class Process:
         return await _finish(load)
 
 
-def _begin(due_s: list[float]) -> _Load:
+def _begin(due_s: list[float], head_start_s: float = 0.0) -> _Load:
     gc.collect()
     loop = asyncio.get_running_loop()
     blank = [math.nan] * len(due_s)
     return _Load(
         queries=len(due_s),
         began_cpu_s=_cpu_s(),
-        start_s=loop.time() + HEAD_START_S,
+        start_s=loop.time() + head_start_s,
         due_s=due_s,
         sent_s=list(blank),
         done_s=list(blank),

@@ -47,11 +47,18 @@ class Taken:
 
 
 def look() -> Look:
-    ticks = [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    ticks = _ticks()
     hertz = os.sysconf("SC_CLK_TCK")
     return Look(
         at_s=time.monotonic(), stolen_s=ticks[STEAL] / hertz, all_s=sum(ticks) / hertz, held_up_s=_held_up_s(), too_hot=_overheatings()
     )
+
+
+def _ticks() -> list[int]:
+    try:
+        return [int(word) for word in STAT.read_text().split("\n", 1)[0].split()[1:9]]
+    except OSError:
+        return [0] * (STEAL + 1)
 
 
 def taken(before: Look, after: Look) -> Taken:

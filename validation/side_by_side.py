@@ -59,8 +59,9 @@ def _log_ratio(candidate: Blocks, stable: Blocks, quantile: float, floor_s: floa
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(candidate), [1 / len(candidate)] * len(candidate), size=DRAWS)
     weights = np.concatenate([np.ones((1, len(candidate)), dtype=int), drawn])
-    ratios = np.log(_quantiles(candidate, weights, quantile, floor_s)) - np.log(_quantiles(stable, weights, quantile, floor_s))
-    return float(ratios[0]), float(np.std(ratios[1:], ddof=1))
+    with np.errstate(invalid="ignore"):  # infinite latencies on both sides: no number, and said so
+        ratios = np.log(_quantiles(candidate, weights, quantile, floor_s)) - np.log(_quantiles(stable, weights, quantile, floor_s))
+        return float(ratios[0]), float(np.std(ratios[1:], ddof=1))
 
 
 def _quantiles(blocks: Blocks, weights: np.ndarray, quantile: float, floor_s: float) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""Sends the policy's load to servers that the load client knows, until its figures decide. `latency_benchmark` and the figures use it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from validation import machine
+from validation.contract import Outcome, worst
+from validation.latency_judge import (
+    CANDIDATE,
+    STABLE,
+    WARM_UP_SECONDS,
+    Measured,
+    block_queries,
+    judge_load,
+    judge_turns,
+    pairs_at,
+    queries_at,
+)
+from validation.load_client import Answers, LoadClient
+from validation.policy import LatencyBenchmark
+from validation.schedule import ARRIVALS, queries_within
+from validation.warm_up import LEAST, steady_from
+
+PICKS = 1 << 16
+"""Requests are drawn from so many numbers; the client takes them round the ones that it has."""
+
+
+class LoadRun:
+    """A client, the policy's limits, and what is drawn at random. The client must know the servers as `CANDIDATE` and `STABLE`."""
+
+    def __init__(self, client: LoadClient, limits: LatencyBenchmark, rng: np.random.Generator) -> None:
+        self.client = client
+        self.limits = limits
+        self.rng = rng
+
+    def measure_load(self, measured: Measured, before: machine.Look) -> None:
+        """Sends up to each look in turn, until its figures decide; an unfit measurement goes on too, in the hope of quieter seconds."""
+        measured.warm_up = self.warm_up(CANDIDATE)
+        for queries in queries_at(self.limits) if measured.warm_up is not None else ():
+            after_s = float(measured.due_s[-1]) if measured.queries else 0.0
+            measured.add(self.send(CANDIDATE, queries - measured.queries), after_s)
+            measured.taken = machine.taken(before, machine.look())
+            if worst(each.outcome for each in judge_load(measured, self.limits)) is not Outcome.INCONCLUSIVE:
+                return
+
+    def measure_turns(self, measured: Measured) -> None:
+        """Pairs of blocks until they decide."""
+        if self.warm_up(STABLE) is None:
+            measured.stable_trouble = f"its latencies were not steady after {WARM_UP_SECONDS:g} s of warm-up"
+            return
+        for pairs in pairs_at(self.limits):
+            self.measure_pairs(measured, pairs)
+            if worst(each.outcome for each in judge_turns(measured, self.limits)) is not Outcome.INCONCLUSIVE:
+                return
+
+    def measure_pairs(self, measured: Measured, pairs: int) -> None:
+        """Goes on until there are so many pairs of blocks; which of a pair comes first is drawn."""
+        while len(measured.blocks[STABLE]) < pairs:
+            for name in self.rng.permutation([CANDIDATE, STABLE]):
+                measured.blocks[name].append(self.send(str(name), block_queries(self.limits)).latency_s)
+
+    def warm_up(self, name: str) -> int | None:
+        """Queries until latencies were steady, or None when they never were."""
+        latencies = np.empty(0)
+        most = max(LEAST, queries_within(self.limits.rate_per_s, WARM_UP_SECONDS))
+        while len(latencies) < most:
+            latencies = np.concatenate([latencies, self.send(name, LEAST).latency_s])
+            if steady_from(latencies) is not None:
+                return len(latencies)
+        return None
+
+    def send(self, name: str, queries: int) -> Answers:
+        limits = self.limits
+        if limits.arrivals == "closed_loop":
+            return self.client.send_closed(name, queries, limits.concurrency)
+        due_s = ARRIVALS[limits.arrivals](limits.rate_per_s, queries, self.rng)
+        return self.client.send(name, due_s, self.rng.integers(PICKS, size=queries))
