@@ -23,7 +23,7 @@ from bench.figures import Figure
 from stack.settings import ROOT, read_settings, state_folder
 from validation.bundle import Tensor
 from validation.child import child
-from validation.client_limits import ClientLimits
+from validation.client_limits import REQUESTS, ClientLimits
 from validation.contract import Outcome, worst
 from validation.latency_judge import CANDIDATE, STABLE, Measured, judge_load, judge_turns, queries_at
 from validation.load_client import Answers, LoadClient, Target, load_client
@@ -33,7 +33,6 @@ from validation.policy import LatencyBenchmark
 from validation.private_server import private_server
 from validation.schedule import poisson
 
-HTTP_REQUEST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: null\r\nContent-Length: 256\r\n\r\n" + bytes(256)
 SLIP_RATE_PER_S, SLIP_S = 1000.0, 10.0
 CEILING_QUERIES, CEILING_AT_ONCE = 20_000, 16
 STALL_RATE_PER_S, STALL_S = 300.0, 30.0
@@ -59,7 +58,7 @@ def measure() -> list[Figure]:
 def _client() -> list[Figure]:
     """Slip and ceiling on a server that does nothing."""
     with _listening("validation.null_server", "http") as port, load_client() as client:
-        client.open("null", Target(protocol="http", address=f"127.0.0.1:{port}", requests=(HTTP_REQUEST,)))
+        client.open("null", Target(protocol="http", address=f"127.0.0.1:{port}", requests=(REQUESTS["http"],)))
         n = int(SLIP_RATE_PER_S * SLIP_S)
         client.send_closed("null", CEILING_AT_ONCE, CEILING_AT_ONCE)
         open_load = client.send("null", poisson(SLIP_RATE_PER_S, n, np.random.default_rng(1)), np.zeros(n, dtype=int))
@@ -90,7 +89,7 @@ def _stall() -> Figure:
     with ExitStack() as stack:
         ours, theirs = (stack.enter_context(_listening("bench.stall_server")) for _ in range(2))
         client = stack.enter_context(load_client())
-        client.open("stall", Target(protocol="http", address=f"127.0.0.1:{ours}", requests=(HTTP_REQUEST,)))
+        client.open("stall", Target(protocol="http", address=f"127.0.0.1:{ours}", requests=(REQUESTS["http"],)))
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-"))
         peer = _Beside([sys.executable, "-m", "bench.loadgen_child", str(theirs), str(STALL_RATE_PER_S), str(STALL_S), folder])
         load = client.send("stall", poisson(STALL_RATE_PER_S, n, np.random.default_rng(2)), np.zeros(n, dtype=int))

@@ -11,10 +11,17 @@ import sys
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from tritonclient.grpc import service_pb2
 
 from validation.child import child
 from validation.load_client import ClientTrouble, LoadClient, Target
 from validation.schedule import poisson
+
+REQUESTS = {
+    "http": b"POST /v2/models/null/infer HTTP/1.1\r\nHost: null\r\nContent-Length: 256\r\n\r\n" + bytes(256),
+    "grpc": service_pb2.ModelInferRequest(model_name="null", raw_input_contents=[bytes(256)]).SerializeToString(),
+}
+"""Of a small model's size."""
 
 QUERIES = 500
 MOST_SECONDS = 1.0
@@ -41,15 +48,19 @@ class ClientLimits:
         return asdict(self)
 
 
-def client_limits(client: LoadClient, protocol: str, request: bytes, rate_per_s: float, rng: np.random.Generator) -> ClientLimits:
-    """Takes about two seconds. `request` is one of the model's, because its size counts. Raises `ClientTrouble`."""
+def client_limits(client: LoadClient, protocol: str, rate_per_s: float, rng: np.random.Generator) -> ClientLimits:
+    """Takes about two seconds. What is asked in process is measured over HTTP here: slip and ceiling are the same process's there.
+
+    Raises `ClientTrouble`.
+    """
+    protocol = protocol if protocol in REQUESTS else "http"
     command = [sys.executable, "-m", "validation.null_server", protocol]
     with child(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         port = server.stdout.readline().decode().strip()
         if not port:
             raise ClientTrouble("the null server did not start; the machine may be short of memory")
-        client.open("null", Target(protocol=protocol, address=f"127.0.0.1:{port}", requests=(request,)))
+        client.open("null", Target(protocol=protocol, address=f"127.0.0.1:{port}", requests=(REQUESTS[protocol],)))
         try:
             return _measured(client, rate_per_s, rng)
         finally:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -43,6 +44,7 @@ from validation.client_limits import client_limits
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
 from validation.findings import failed, inconclusive
 from validation.golden_rows import GoldenRows
+from validation.in_process import DoesNotRun, NoProvider
 from validation.latency_judge import CANDIDATE, QUANTILES, STABLE, Measured, judge, judge_load, observed_ms
 from validation.load_client import Target, load_client
 from validation.load_run import LoadRun
@@ -50,6 +52,7 @@ from validation.payloads import grpc_message, http_request
 from validation.policy import BadPolicy, LatencyBenchmark, parse
 from validation.private_server import DoesNotLoad, Server, private_server
 
+IN_PROCESS = "in_process"
 ROWS_DRAWN = 256
 
 
@@ -64,8 +67,11 @@ def run(spec: Spec, evidence: Path) -> Decision:
         try:
             with load_client() as client:
                 measured = _Bench(LoadRun(client, limits, np.random.default_rng(spec.seed)), evidence).measure(candidate, stable)
-        except DoesNotLoad as reason:
+        except (DoesNotLoad, DoesNotRun) as reason:
             return Decision(findings=(failed("loads", f"does not load: {reason}"),))
+        except NoProvider as reason:
+            advice = "run the task where such a device is, or set provider to what is there"
+            return Decision(findings=(inconclusive("load", f"INVALID: {reason}", advice),))
     findings = judge(measured, limits)
     _write(evidence, measured, findings)
     baselines = {each.name: each.observed for each in findings if each.name in QUANTILES}
@@ -83,21 +89,24 @@ class _Bench:
         self._evidence = evidence
 
     def measure(self, candidate: OpenBundle, stable: OpenBundle | None) -> Measured:
-        limits, before = self._load.limits, machine.look()
-        with self._served(candidate, CANDIDATE) as (server, requests):
-            measured = Measured(client=client_limits(self._load.client, limits.protocol, requests[0], limits.rate_per_s, self._load.rng))
-            self._load.measure_load(measured, before)
-            measured.costs = {"cold_start_s": server.cold_start_s, "memory_mib": server.memory_mib()}
-            if stable and worst(each.outcome for each in judge_load(measured, limits)) is Outcome.PASSED:
-                self._measure_beside(measured, stable, server)
+        load, before = self._load, machine.look()
+        measured = Measured(client=client_limits(load.client, load.limits.protocol, load.limits.rate_per_s, load.rng))
+        start_s = time.monotonic()
+        with self._asked(candidate, CANDIDATE) as servers:
+            measured.costs["cold_start_s"] = servers[0].cold_start_s if servers else time.monotonic() - start_s
+            load.measure_load(measured, before)
+            for each in servers:
+                measured.costs["memory_mib"] = each.memory_mib()
+            if stable and worst(each.outcome for each in judge_load(measured, load.limits)) is Outcome.PASSED:
+                self._measure_beside(measured, stable, *servers)
         return measured
 
-    def _measure_beside(self, measured: Measured, stable: OpenBundle, server: Server) -> None:
+    def _measure_beside(self, measured: Measured, stable: OpenBundle, *servers: Server) -> None:
         try:
-            with self._served(stable, STABLE) as (other, _):
+            with self._asked(stable, STABLE) as more:
                 self._load.measure_turns(measured)
-                self._end_together(server, other)
-        except DoesNotLoad as reason:
+                self._end_together(*servers, *more)
+        except (DoesNotLoad, DoesNotRun) as reason:
             measured.stable_trouble = f"it does not load: {reason}"
 
     def _end_together(self, *servers: Server) -> None:
@@ -108,21 +117,25 @@ class _Bench:
             each.begin_end()
 
     @contextmanager
-    def _served(self, bundle: OpenBundle, name: str) -> Iterator[tuple[Server, tuple[bytes, ...]]]:
-        """A private server for the bundle, known to the client under `name`."""
-        manifest, protocol = bundle.manifest, self._load.limits.protocol
-        requests = _requests(bundle, self._load.limits, self._load.rng)
-        log = self._evidence / ("triton.log" if name == CANDIDATE else f"triton-{name}.log")
-        server_name = f"benchmark--{manifest.model}--v{manifest.version}"
-        with private_server(manifest.model, bundle.model_directory, server_name, log) as server:
-            self._load.client.open(name, Target(protocol=protocol, address=server.address(protocol), requests=requests))
-            try:
-                yield server, requests
-            finally:
-                self._load.client.close(name)
+    def _asked(self, bundle: OpenBundle, name: str) -> Iterator[list[Server]]:
+        """The bundle's model, known to the client under `name`, and the private server that it is on: none in process."""
+        limits, manifest = self._load.limits, bundle.manifest
+        requests = _requests(bundle, limits, self._load.rng)
+        with ExitStack() as stack:
+            servers: list[Server] = []
+            address = str(bundle.model_directory / "1" / "model.onnx")
+            if limits.protocol != IN_PROCESS:
+                log = self._evidence / ("triton.log" if name == CANDIDATE else f"triton-{name}.log")
+                server_name = f"benchmark--{manifest.model}--v{manifest.version}"
+                servers = [stack.enter_context(private_server(manifest.model, bundle.model_directory, server_name, log))]
+                address = servers[0].address(limits.protocol)
+            target = Target(protocol=limits.protocol, address=address, requests=requests, provider=limits.provider)
+            self._load.client.open(name, target)
+            stack.callback(self._load.client.close, name)
+            yield servers
 
 
-def _requests(bundle: OpenBundle, limits: LatencyBenchmark, rng: np.random.Generator) -> tuple[bytes, ...]:
+def _requests(bundle: OpenBundle, limits: LatencyBenchmark, rng: np.random.Generator) -> tuple[Any, ...]:
     """Golden rows, drawn at random, as ready-made requests of the policy's batch sizes and sequence lengths."""
     manifest = bundle.manifest
     sizes = rng.choice(limits.batch_sizes, size=ROWS_DRAWN)
@@ -135,14 +148,15 @@ def _requests(bundle: OpenBundle, limits: LatencyBenchmark, rng: np.random.Gener
     )
 
 
-def _request(manifest: Manifest, protocol: str, rows: Mapping[str, np.ndarray], length: int) -> bytes:
+def _request(manifest: Manifest, protocol: str, rows: Mapping[str, np.ndarray], length: int) -> Any:
     rows = {each.name: rows[each.name].reshape(-1, 1) if rows[each.name].ndim == 1 else rows[each.name] for each in manifest.inputs}
     if length:
         rows = {each.name: _of_length(rows[each.name], [1 + axis for axis in each.dynamic], length) for each in manifest.inputs}
+    if protocol == IN_PROCESS:
+        return rows
     if protocol == "http":
         return http_request(manifest.model, manifest.inputs, (), rows)
-    message: bytes = grpc_message(manifest.model, manifest.inputs, (), rows).SerializeToString()
-    return message
+    return grpc_message(manifest.model, manifest.inputs, (), rows).SerializeToString()
 
 
 def _of_length(values: np.ndarray, axes: Sequence[int], length: int) -> np.ndarray:

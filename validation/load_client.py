@@ -31,6 +31,7 @@ import httptools
 import numpy as np
 
 from validation.child import child
+from validation.in_process import DoesNotRun, InProcessSender, NoProvider
 
 ANSWER_TIMEOUT_S = 10.0
 """A query without an answer for so long has failed."""
@@ -50,11 +51,15 @@ class ClientTrouble(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A server at host:port, and the requests for it: whole HTTP requests, or messages of gRPC's ModelInfer, as bytes."""
+    """A server at host:port, and the requests for it: whole HTTP requests, or messages of gRPC's ModelInfer, as bytes.
+
+    In process (`validation.in_process`) the address is a model's file, requests are inputs by name, and `provider` says what runs it.
+    """
 
     protocol: str
     address: str
-    requests: tuple[bytes, ...]
+    requests: tuple[Any, ...]
+    provider: str = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ class LoadClient:
         self._connection = connection
 
     def open(self, name: str, target: Target) -> None:
-        """Connects to a server under a name. Raises `ClientTrouble` when it does not answer."""
+        """Connects to a server under a name. Raises `ClientTrouble` when it does not answer; in process `NoProvider` and `DoesNotRun`."""
         self._ask("open", name, target)
 
     def close(self, name: str) -> None:
@@ -116,7 +121,7 @@ class LoadClient:
         except (EOFError, OSError) as error:
             raise ClientTrouble(f"the load client ended in the middle of {order[0]!r}; the machine may be short of memory") from error
         if not done:
-            raise ClientTrouble(what)
+            raise what
         return what
 
 
@@ -141,11 +146,11 @@ class Sender(Protocol):
 
     async def close(self) -> None: ...
 
-    def ask(self, load: _Load, number: int, request: bytes) -> None: ...
+    def ask(self, load: Load, number: int, request: Any) -> None: ...
 
 
 @dataclass(kw_only=True)
-class _Load:
+class Load:
     """What is noted of a load under way; `on_answer` is called with each query that has its answer, or has failed."""
 
     queries: int
@@ -192,7 +197,7 @@ class HttpSender:
         self._connections: set[_HttpConnection] = set()
         self._idle: list[_HttpConnection] = []
         self._opening: set[asyncio.Task[None]] = set()
-        self._waiting: deque[tuple[_Load, int, bytes]] = deque()
+        self._waiting: deque[tuple[Load, int, bytes]] = deque()
 
     async def open(self) -> None:
         try:
@@ -209,7 +214,7 @@ class HttpSender:
         await asyncio.sleep(0)  # the loop ends them in its next turn; waiting for orders, it takes none
         await asyncio.sleep(0)
 
-    def ask(self, load: _Load, number: int, request: bytes) -> None:
+    def ask(self, load: Load, number: int, request: bytes) -> None:
         if self._idle:
             self._idle.pop().ask(load, number, request)
         else:
@@ -261,7 +266,7 @@ class _HttpConnection(asyncio.Protocol):
     def __init__(self, sender: HttpSender) -> None:
         self._sender = sender
         self._clock = asyncio.get_running_loop().time
-        self._query: tuple[_Load, int] | None = None
+        self._query: tuple[Load, int] | None = None
         self._body = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -269,7 +274,7 @@ class _HttpConnection(asyncio.Protocol):
         self.transport = transport
         self._parser = httptools.HttpResponseParser(self)
 
-    def ask(self, load: _Load, number: int, request: bytes) -> None:
+    def ask(self, load: Load, number: int, request: bytes) -> None:
         self._query = load, number
         load.sent(number, self._clock())
         self.transport.write(request)
@@ -333,14 +338,14 @@ class GrpcSender:
         for each in self._channels:
             await each.close()
 
-    def ask(self, load: _Load, number: int, request: bytes) -> None:
+    def ask(self, load: Load, number: int, request: bytes) -> None:
         loop = asyncio.get_running_loop()
         load.sent(number, loop.time())
         task = loop.create_task(self._call(load, number, request, loop.time))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _call(self, load: _Load, number: int, request: bytes, clock: Any) -> None:
+    async def _call(self, load: Load, number: int, request: bytes, clock: Any) -> None:
         error = ""
         try:
             await self._calls[next(self._next) % CHANNELS](request, timeout=ANSWER_TIMEOUT_S)
@@ -349,14 +354,14 @@ class GrpcSender:
         load.answer(number, clock(), error)
 
 
-SENDERS: Mapping[str, Callable[[Target], Sender]] = {"http": HttpSender, "grpc": GrpcSender}
+SENDERS: Mapping[str, Callable[[Target], Sender]] = {"http": HttpSender, "grpc": GrpcSender, "in_process": InProcessSender}
 
 
 class Process:
     """What the client process does: one order at a time."""
 
     def __init__(self) -> None:
-        self._targets: dict[str, tuple[Sender, tuple[bytes, ...]]] = {}
+        self._targets: dict[str, tuple[Sender, tuple[Any, ...]]] = {}
 
     async def open(self, name: str, target: Target) -> None:
         sender = SENDERS[target.protocol](target)
@@ -416,11 +421,11 @@ class Process:
         return await _finish(load)
 
 
-def _begin(due_s: list[float], head_start_s: float = 0.0) -> _Load:
+def _begin(due_s: list[float], head_start_s: float = 0.0) -> Load:
     gc.collect()
     loop = asyncio.get_running_loop()
     blank = [math.nan] * len(due_s)
-    return _Load(
+    return Load(
         queries=len(due_s),
         began_cpu_s=_cpu_s(),
         start_s=loop.time() + head_start_s,
@@ -431,7 +436,7 @@ def _begin(due_s: list[float], head_start_s: float = 0.0) -> _Load:
     )
 
 
-async def _finish(load: _Load) -> dict[str, Any]:
+async def _finish(load: Load) -> dict[str, Any]:
     await load.finished
     columns = {name: np.array(getattr(load, name)) for name in ("due_s", "sent_s", "done_s")}
     return {**columns, "errors": load.errors, "cpu_s": _cpu_s() - load.began_cpu_s}
@@ -452,8 +457,8 @@ async def serve(connection: Connection) -> None:
             return
         try:
             connection.send((True, await getattr(process, name)(*arguments)))
-        except ClientTrouble as trouble:
-            connection.send((False, str(trouble)))
+        except (ClientTrouble, DoesNotRun, NoProvider) as trouble:
+            connection.send((False, trouble))
 
 
 def main(arguments: Sequence[str]) -> None:

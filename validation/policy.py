@@ -242,6 +242,7 @@ class LatencyBenchmark:
 
     `arrivals`: `poisson`, `fixed_rate`, or `closed_loop` with so many at a time. A query sent more than `late_ms` after it was due is late.
     `worse_than_stable` is a share of stable's median and p99, which count as `indifferent_below_ms` when they are faster than that.
+    `protocol` is how a private Triton is asked, or `in_process`: ONNX Runtime alone, with the `provider` named.
     `taken_share` of its CPU time may be taken from the machine meanwhile. Batch sizes, and lengths of open axes, are drawn from those here.
     """
 
@@ -257,6 +258,7 @@ class LatencyBenchmark:
     arrivals: str = "poisson"
     concurrency: int = 4
     protocol: str = "http"
+    provider: str = "cpu"
     batch_sizes: tuple[int, ...] = (1,)
     sequence_lengths: tuple[int, ...] = ()
 
@@ -268,6 +270,10 @@ class LatencyBenchmark:
         _within(self.concurrency, 1, 256, "latency_benchmark.concurrency")
         _one_of((self.arrivals,), ARRIVALS, "latency_benchmark.arrivals")
         _one_of((self.protocol,), PROTOCOLS, "latency_benchmark.protocol")
+        _one_of((self.provider,), PROVIDERS, "latency_benchmark.provider")
+        _need(
+            self.provider == "cpu" or self.protocol == "in_process", "latency_benchmark.provider: Triton is told by its own configuration"
+        )
         _need(len(self.batch_sizes) > 0, "latency_benchmark.batch_sizes: expected at least one")
         for size in self.batch_sizes:
             _within(size, 1, 64, "latency_benchmark.batch_sizes")
@@ -474,7 +480,8 @@ class Margins:
 
 
 ARRIVALS = ("poisson", "fixed_rate", "closed_loop")
-PROTOCOLS = ("grpc", "http")
+PROTOCOLS = ("http", "grpc", "in_process")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 STRATEGIES = ("shadow then canary", "shadow then blue_green", "canary", "blue_green", "shadow")
 """What a rollout may consist of, in this order: a mirror first, then the policy's steps or all traffic at once. A mirror alone promotes
 nothing.
