@@ -37,7 +37,7 @@ class Job:
     """One run of one task. `environment` names a virtual environment or an image; `environ` holds addresses and credentials.
 
     Containers are joined to the networks that `reaches` names, and to no others. `sandboxed` jobs put up walls of their own inside, for
-    which a container must let them; `gpus` is how many they are given.
+    which a container must let them. `gpu` is the number of the one device that it sees. `exact_timers`: it may have real-time priority.
     """
 
     name: str
@@ -48,7 +48,8 @@ class Job:
     environ: Mapping[str, str]
     reaches: tuple[str, ...] = ("core",)
     sandboxed: bool = False
-    gpus: int = 0
+    gpu: int | None = None
+    exact_timers: bool = False
 
 
 class Runtime(Protocol):
@@ -174,7 +175,8 @@ def _task_environ(job: Job, out: Path) -> dict[str, str]:
     """A task sees nothing of Airflow's environment beyond what it needs to run at all and what its operator hands over."""
     kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     own = {"TASK_SPEC": job.spec_json, "TASK_OUT": str(out), "PENSTOCK_JOB": job.name, "PYTHONUNBUFFERED": "1"}
-    return {**kept, **job.environ, **own}
+    device = {} if job.gpu is None else {"CUDA_VISIBLE_DEVICES": str(job.gpu)}
+    return {**kept, **job.environ, **device, **own}
 
 
 def _wait_for(holds: Any, *, timeout_s: float) -> None:
@@ -293,6 +295,7 @@ class DockerRuntime:
             "pids_limit": 256,
             "init": True,
             **self._devices(job),
+            **self._priority(job),
         }
 
     def _walls(self, job: Job) -> list[str]:
@@ -301,11 +304,20 @@ class DockerRuntime:
 
     @staticmethod
     def _devices(job: Job) -> dict[str, Any]:
-        if not job.gpus:
+        if job.gpu is None:
             return {}
         from docker.types import DeviceRequest
 
-        return {"device_requests": [DeviceRequest(count=job.gpus, capabilities=[["gpu"]])]}
+        return {"device_requests": [DeviceRequest(device_ids=[str(job.gpu)], capabilities=[["gpu"]])]}
+
+    @staticmethod
+    def _priority(job: Job) -> dict[str, Any]:
+        """The lowest real-time priority, without a capability: a limit lets an unprivileged process ask the kernel for it."""
+        if not job.exact_timers:
+            return {}
+        from docker.types import Ulimit
+
+        return {"ulimits": [Ulimit(name="rtprio", soft=1, hard=1)]}
 
     def _joins(self, container: Any, job: Job) -> bool:
         same = f"TASK_SPEC={job.spec_json}" in container.attrs["Config"]["Env"]

@@ -30,6 +30,7 @@ from stack.settings import ROOT, Settings
 
 POLL_S = 0.1
 WEBHOOK_S = 60.0
+POOLS = ROOT / "docker" / "airflow" / "pools.json"
 GLIBC_NEEDED = (2, 35)  # Triton's wheel is built for it
 
 
@@ -232,23 +233,24 @@ def _starter(service: Service, settings: Settings) -> Callable[[], None]:
 
 
 def migrate(settings: Settings, keys: Keys) -> None:
-    """Airflow's tables, made or brought to this lock's version; skipped when both are as the last migration left them."""
+    """Airflow's tables, made or brought to this lock's version, and its pools; skipped when all are as the last migration left them."""
     stamp = settings.data / "airflow" / "migrated"
     if stamp.exists() and stamp.read_text() == _migration(settings, keys):
         return
     environment = {**variables.marked(settings, "migrations"), **variables.airflow(settings, keys)}
-    command = airflow_command(settings, "db", "migrate")
     log = settings.logs / "migrations.log"
     with log.open("w") as file:
-        done = subprocess.run(command, check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=settings.data)
-    if done.returncode != 0:
-        raise NotUp(f"Airflow cannot prepare its database. The end of {log}:\n{supervisor.log_tail(settings, 'migrations')}")
+        for words in (("db", "migrate"), ("pools", "import", str(POOLS))):
+            command = airflow_command(settings, *words)
+            done = subprocess.run(command, check=False, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=settings.data)
+            if done.returncode != 0:
+                raise NotUp(f"Airflow cannot prepare its database. The end of {log}:\n{supervisor.log_tail(settings, 'migrations')}")
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(_migration(settings, keys))
 
 
 def _migration(settings: Settings, keys: Keys) -> str:
-    lock = hashlib.sha256((ROOT / "docker" / "airflow" / "requirements.txt").read_bytes()).hexdigest()
+    lock = hashlib.sha256((ROOT / "docker" / "airflow" / "requirements.txt").read_bytes() + POOLS.read_bytes()).hexdigest()
     try:
         revision = postgres.query(settings, keys, "airflow", "select version_num from alembic_version").strip()
     except postgres.DatabaseFailed:  # no such table yet

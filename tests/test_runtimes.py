@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,13 @@ TASK = """
     if kind == "crash":
         sys.exit(3)
     if kind == "environment":
-        print(sorted(os.environ))
+        print(sorted(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if kind == "priority":
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+            print("real time")
+        except PermissionError:
+            print("as all others")
     (out / "verdict.json").write_bytes(b"v" * (5000 if kind == "huge" else 10))
 """
 
@@ -135,6 +142,16 @@ def test_a_task_does_not_see_the_workers_environment(runtime: ProcessRuntime, mo
     assert "SECRET" in runtime.log("job")
 
 
+def test_a_task_with_a_gpu_sees_no_other(runtime: ProcessRuntime) -> None:
+    """CUDA is told the one device; a task without one is told nothing."""
+    runtime.start(replace(job(runtime.state, "environment"), gpu=3))
+    wait(runtime)
+    assert runtime.log("job").rstrip().endswith("] 3")
+    assert DockerRuntime._devices(job(runtime.state, "x")) == {}
+    (request,) = DockerRuntime._devices(replace(job(runtime.state, "x"), gpu=3))["device_requests"]
+    assert (request.device_ids, request.count) == (["3"], 0)
+
+
 def test_a_missing_environment_is_named(runtime: ProcessRuntime) -> None:
     """An environment that is not installed is an error that says its name and what to do."""
     with pytest.raises(CannotStart, match=r"'nowhere' is not installed .*make up"):
@@ -181,7 +198,7 @@ def docker_runtime() -> DockerRuntime:
 
 @pytest.fixture
 def docker_job(docker_runtime: DockerRuntime, request: pytest.FixtureRequest) -> Iterator[str]:
-    name = f"penstock-test-{os.getpid()}-{request.node.name[-20:]}"
+    name = f"penstock-test-{os.getpid()}-{request.node.name[-20:].strip('[]').replace('[', '-')}"
     yield name
     docker_runtime.remove(name)
 
@@ -195,6 +212,15 @@ def test_a_container_ends_with_its_verdict(docker_runtime: DockerRuntime, docker
     assert "started good" in docker_runtime.log(docker_job)
     docker_runtime.remove(docker_job)
     assert docker_runtime.exit_code(docker_job) == 137
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("more", "said"), [({"exact_timers": True}, "real time"), ({}, "as all others")], ids=["may", "may-not"])
+def test_real_time_priority_is_for_who_may(docker_runtime: DockerRuntime, docker_job: str, more: dict[str, bool], said: str) -> None:
+    """Unprivileged and without capabilities: the limit alone lets a container ask the kernel."""
+    docker_runtime.start(replace(job(Path("/app"), "priority", name=docker_job), **more))
+    assert wait(docker_runtime, docker_job) == 0
+    assert said in docker_runtime.log(docker_job)
 
 
 @pytest.mark.engine

@@ -479,6 +479,23 @@ def test_an_undo_has_the_registrys_tags_follow_and_reaches_no_engine(job: Any) -
     assert "engine" not in made.reaches
 
 
+@pytest.mark.parametrize(("device", "gpu"), [("cpu", None), ("gpu0", 0), ("gpu7", 7)])
+def test_a_benchmark_has_its_device_for_itself(device: str, gpu: int | None) -> None:
+    """It runs in the device's pool, which has one slot, and sees no other device."""
+    how = {"device": device, "protocol": "in_process", "provider": "cpu" if gpu is None else "cuda"}
+    benchmark = LatencyBenchmark(policy=replace(POLICY, latency_benchmark=replace(POLICY.latency_benchmark, **how)))
+    pools = json.loads((ROOT / "docker" / "airflow" / "pools.json").read_text())
+    assert pools[benchmark.pool]["slots"] == 1
+    assert (benchmark.pool, benchmark.job(SPEC).gpu) == (f"penstock-{device}", gpu)
+
+
+def test_only_a_benchmark_has_exact_timers() -> None:
+    """Nobody else may ask the kernel for real-time priority."""
+    assert [kind for kind in (Export, GoldenSet, Package, LatencyBenchmark, Claim) if kind(policy=POLICY).job(SPEC).exact_timers] == [
+        LatencyBenchmark
+    ]
+
+
 def test_the_only_job_that_puts_up_walls_of_its_own_is_export() -> None:
     """Nothing else is given the profile that lets a container leave its namespaces."""
     walled = {kind.noun: kind(policy=POLICY).job(SPEC).sandboxed for kind in (Export, GoldenSet, Package, LatencyBenchmark, Claim)}

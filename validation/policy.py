@@ -31,6 +31,7 @@ NARROWED = ("float16", "int8")
 OWNER = re.compile(r"\w[\w .,@+/-]{0,79}")  # shown in the UI and in notices: a name, a team or an address
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.json")
 CONTRACT_FILE = re.compile(rf"([A-Za-z0-9][A-Za-z0-9._-]{{0,99}}/)?{FILE_NAME.pattern}")
+DEVICE = re.compile(r"cpu|gpu[0-7]")
 WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 URL = re.compile(r"https?://([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:(?P<port>[0-9]{1,5}))?([/?][!-\"$-~]{0,2000})?")
 CALL_BODY_CHARACTERS = 16_384
@@ -242,8 +243,9 @@ class LatencyBenchmark:
 
     `arrivals`: `poisson`, `fixed_rate`, or `closed_loop` with so many at a time. A query sent more than `late_ms` after it was due is late.
     `worse_than_stable` is a share of stable's median and p99, which count as `indifferent_below_ms` when they are faster than that.
-    `protocol` is how a private Triton is asked, or `in_process`: ONNX Runtime alone, with the `provider` named.
-    `taken_share` of its CPU time may be taken from the machine meanwhile. Batch sizes, and lengths of open axes, are drawn from those here.
+    `protocol` is how a private Triton is asked, or `in_process`: ONNX Runtime alone, with the `provider` and the `device` named (`cpu`, or
+    `gpu0` and so on). `taken_share` of its CPU time may be taken from the machine meanwhile. Batch sizes, and lengths of open axes, are
+    drawn from those here.
     """
 
     rate_per_s: float
@@ -259,6 +261,7 @@ class LatencyBenchmark:
     concurrency: int = 4
     protocol: str = "http"
     provider: str = "cpu"
+    device: str = "cpu"
     batch_sizes: tuple[int, ...] = (1,)
     sequence_lengths: tuple[int, ...] = ()
 
@@ -273,6 +276,10 @@ class LatencyBenchmark:
         _one_of((self.provider,), PROVIDERS, "latency_benchmark.provider")
         _need(
             self.provider == "cpu" or self.protocol == "in_process", "latency_benchmark.provider: Triton is told by its own configuration"
+        )
+        _need(bool(DEVICE.fullmatch(self.device)), f"latency_benchmark.device is {self.device!r}; expected cpu, or gpu0 to gpu7")
+        _need(
+            (self.device == "cpu") == (self.provider == "cpu"), "latency_benchmark.device: a provider for GPUs needs one, and no other does"
         )
         _need(len(self.batch_sizes) > 0, "latency_benchmark.batch_sizes: expected at least one")
         for size in self.batch_sizes:
