@@ -295,9 +295,6 @@ HEALTH: Mapping[str, Check] = {
     "StartInterval": _size,
     "Retries": _number(0, 1000),
 }
-PRIORITY: Mapping[str, Check] = {"Name": _one_of("rtprio"), "Soft": _number(0, 1), "Hard": _number(0, 1)}
-"""The lowest real-time priority, for a load client's timers; the kernel keeps a share of each core for all others."""
-
 LOGS: Mapping[str, Check] = {
     "Type": _one_of("json-file", "local"),
     "Config": _nested(dict.fromkeys(("max-size", "max-file"), _pattern(re.compile(r"[0-9]{1,9}[kmg]?"), "a number"))),
@@ -324,7 +321,6 @@ HOST: Mapping[str, Check] = {
     "RestartPolicy": _nested({"Name": _one_of("no", "unless-stopped")}),
     "LogConfig": _nested(LOGS),
     "DeviceRequests": _list(_nested(GPU, "Capabilities")),
-    "Ulimits": _list(_nested(PRIORITY, "Name", "Soft", "Hard")),
     "IpcMode": _one_of("private", "none"),
     "CgroupnsMode": _one_of("private"),
 }

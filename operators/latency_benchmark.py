@@ -29,4 +29,4 @@ class LatencyBenchmark(TaskOperator):
     def job(self, spec: Spec) -> Job:
         device = self.policy.latency_benchmark.device
         gpu = int(device.removeprefix("gpu")) if device != "cpu" else None
-        return replace(super().job(spec), gpu=gpu, exact_timers=True)
+        return replace(super().job(spec), gpu=gpu)

@@ -37,7 +37,7 @@ class Job:
     """One run of one task. `environment` names a virtual environment or an image; `environ` holds addresses and credentials.
 
     Containers are joined to the networks that `reaches` names, and to no others. `sandboxed` jobs put up walls of their own inside, for
-    which a container must let them. `gpu` is the number of the one device that it sees. `exact_timers`: it may have real-time priority.
+    which a container must let them. `gpu` is the number of the one device that it sees.
     """
 
     name: str
@@ -49,7 +49,6 @@ class Job:
     reaches: tuple[str, ...] = ("core",)
     sandboxed: bool = False
     gpu: int | None = None
-    exact_timers: bool = False
 
 
 class Runtime(Protocol):
@@ -295,7 +294,6 @@ class DockerRuntime:
             "pids_limit": 256,
             "init": True,
             **self._devices(job),
-            **self._priority(job),
         }
 
     def _walls(self, job: Job) -> list[str]:
@@ -309,15 +307,6 @@ class DockerRuntime:
         from docker.types import DeviceRequest
 
         return {"device_requests": [DeviceRequest(device_ids=[str(job.gpu)], capabilities=[["gpu"]])]}
-
-    @staticmethod
-    def _priority(job: Job) -> dict[str, Any]:
-        """The lowest real-time priority, without a capability: a limit lets an unprivileged process ask the kernel for it."""
-        if not job.exact_timers:
-            return {}
-        from docker.types import Ulimit
-
-        return {"ulimits": [Ulimit(name="rtprio", soft=1, hard=1)]}
 
     def _joins(self, container: Any, job: Job) -> bool:
         same = f"TASK_SPEC={job.spec_json}" in container.attrs["Config"]["Env"]

@@ -101,7 +101,6 @@ TMPFS = {"Type": "tmpfs", "Target": "/scratch", "Source": None, "ReadOnly": Fals
         {"LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}},
         {"NanoCpus": 2 * 10**9, "CpuShares": 512, "CpusetCpus": "0-3", "MemoryReservation": 1 << 20, "MemorySwap": 2 << 30},
         {"IpcMode": "private", "CgroupnsMode": "private", "CapDrop": ["ALL"]},
-        {"Ulimits": [{"Name": "rtprio", "Soft": 1, "Hard": 1}]},
         {"Privileged": False, "CapAdd": None, "Devices": [], "PortBindings": {}, "PidMode": "", "Sysctls": {}, "OomScoreAdj": 0},
     ],
 )
@@ -167,8 +166,6 @@ HOST_REFUSED: list[tuple[str, Any, str]] = [
     ("DeviceRequests", [{"Count": 1}], "DeviceRequests[0].Capabilities"),
     ("DeviceRequests", [{"Count": 1, "Capabilities": [["display"]]}], "DeviceRequests[0].Capabilities[0][0]"),
     ("DeviceRequests", [{"Count": 1, "Capabilities": [["gpu"]], "Options": {"x": "y"}}], "DeviceRequests[0].Options"),
-    ("Ulimits", [{"Name": "rtprio", "Soft": 1, "Hard": 99}], "Ulimits[0].Hard"),
-    ("Ulimits", [{"Name": "nofile", "Soft": 1, "Hard": 1}], 'Ulimits[0].Name is "nofile"'),
     ("VolumesFrom", ["postgres"], "VolumesFrom"),
     ("VolumeDriver", "local", "VolumeDriver"),
     ("Links", ["postgres:db"], "Links"),

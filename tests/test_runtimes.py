@@ -33,12 +33,6 @@ TASK = """
         sys.exit(3)
     if kind == "environment":
         print(sorted(os.environ), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if kind == "priority":
-        try:
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-            print("real time")
-        except PermissionError:
-            print("as all others")
     (out / "verdict.json").write_bytes(b"v" * (5000 if kind == "huge" else 10))
 """
 
@@ -212,15 +206,6 @@ def test_a_container_ends_with_its_verdict(docker_runtime: DockerRuntime, docker
     assert "started good" in docker_runtime.log(docker_job)
     docker_runtime.remove(docker_job)
     assert docker_runtime.exit_code(docker_job) == 137
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize(("more", "said"), [({"exact_timers": True}, "real time"), ({}, "as all others")], ids=["may", "may-not"])
-def test_real_time_priority_is_for_who_may(docker_runtime: DockerRuntime, docker_job: str, more: dict[str, bool], said: str) -> None:
-    """Unprivileged and without capabilities: the limit alone lets a container ask the kernel."""
-    docker_runtime.start(replace(job(Path("/app"), "priority", name=docker_job), **more))
-    assert wait(docker_runtime, docker_job) == 0
-    assert said in docker_runtime.log(docker_job)
 
 
 @pytest.mark.engine

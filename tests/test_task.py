@@ -489,13 +489,6 @@ def test_a_benchmark_has_its_device_for_itself(device: str, gpu: int | None) -> 
     assert (benchmark.pool, benchmark.job(SPEC).gpu) == (f"penstock-{device}", gpu)
 
 
-def test_only_a_benchmark_has_exact_timers() -> None:
-    """Nobody else may ask the kernel for real-time priority."""
-    assert [kind for kind in (Export, GoldenSet, Package, LatencyBenchmark, Claim) if kind(policy=POLICY).job(SPEC).exact_timers] == [
-        LatencyBenchmark
-    ]
-
-
 def test_the_only_job_that_puts_up_walls_of_its_own_is_export() -> None:
     """Nothing else is given the profile that lets a container leave its namespaces."""
     walled = {kind.noun: kind(policy=POLICY).job(SPEC).sandboxed for kind in (Export, GoldenSet, Package, LatencyBenchmark, Claim)}
