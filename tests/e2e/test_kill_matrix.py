@@ -1,4 +1,7 @@
-"""Every part is hit, each at another stage of a delivery under traffic; `make chaos` hits each at every stage, killed and frozen."""
+"""Parts are hit at different stages of one delivery under traffic; `make chaos` hits each at every stage, killed and frozen.
+
+The scheduler is hit in `test_kills`: a stage is too short for a third blow.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,8 @@ BLOWS = (
     Blow("gates", "api-server", SIGKILL),
     Blow("shadow", "recorder", SIGSTOP),
     Blow("shadow", "stable", SIGKILL),
-    Blow("shadow", "triggerer", SIGSTOP),
     Blow("first step", "director", SIGSTOP),
-    Blow("first step", "scheduler", SIGKILL),
+    Blow("first step", "triggerer", SIGSTOP),
     Blow("half", "envoy", SIGKILL),
     Blow("half", "candidate", SIGKILL),
 )
@@ -34,10 +36,10 @@ def struck(world: World) -> Iterator[list[Struck]]:
         yield chaos.struck
 
 
-def test_every_part_is_hit(struck: list[Struck]) -> None:
+def test_every_blow_is_struck(struck: list[Struck]) -> None:
     """A delivery that never came to a stage would prove nothing."""
     assert [each.blow for each in struck] == list(BLOWS)
-    assert {each.blow.part for each in struck} == set(PARTS)
+    assert {each.blow.part for each in struck} == set(PARTS) - {"scheduler"}
 
 
 def test_nothing_that_dies_breaks_a_promise(struck: list[Struck]) -> None:
