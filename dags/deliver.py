@@ -73,7 +73,7 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield Distribution(policy=policy, folder=FOLDER)
     yield Package(policy=policy)
     yield ContainerCheck(policy=policy)
-    yield LatencyBenchmark(policy=policy, timeout_s=2 * policy.latency_benchmark.max_seconds + 240)
+    yield LatencyBenchmark(policy=policy, timeout_s=3 * policy.latency_benchmark.max_seconds + 300)
     yield StartCandidate(policy=policy)
     yield Integration(policy=policy, folder=FOLDER, timeout_s=policy.integration.calls_seconds + 600)
     yield Shadow(policy=policy, timeout_s=policy.shadow.max_seconds + pause_s + 60)

@@ -86,7 +86,7 @@ def test_tasks_have_the_time_that_the_policy_gives_them(dags: DagBag) -> None:
     assert tasks["shadow"].timeout_s == policy.shadow.max_seconds + pause_s + 60
     assert tasks["bake"].timeout_s == policy.rollout.bake_seconds + 60
     assert tasks["integration"].timeout_s == policy.integration.calls_seconds + 600
-    assert tasks["latency_benchmark"].timeout_s == 2 * policy.latency_benchmark.max_seconds + 240
+    assert tasks["latency_benchmark"].timeout_s == 3 * policy.latency_benchmark.max_seconds + 300
     assert [tasks[f"rollback_sensor_{step.permille}"].timeout_s - step.max_seconds for step in policy.rollout.steps] == [pause_s + 60] * 4
 
 

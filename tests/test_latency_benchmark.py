@@ -18,6 +18,7 @@ from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec, Stable
 from validation.latency_judge import CANDIDATE, STABLE, Measured, judge
 from validation.load_client import Answers
+from validation.load_run import LoadRun
 from validation.policy import LatencyBenchmark
 from validation.private_server import DoesNotLoad, ServerTrouble
 
@@ -88,20 +89,22 @@ def outcomes(findings):
 
 def test_a_fast_server_passes_with_its_evidence(benchmark, tmp_path):
     """A server within its limits passes every finding, and each query's latency stands in the evidence."""
-    findings = benchmark()
-    assert outcomes(findings) == dict.fromkeys(("request_errors", "load", "p50_ms", "p99_ms"), Outcome.PASSED)
+    findings = benchmark(throughput_rps=600.0, curve_rps=(700.0, 500.0))
+    names = ("request_errors", "load", "p50_ms", "p99_ms", "throughput_rps")
+    assert outcomes(findings) == dict.fromkeys(names, Outcome.PASSED)
     rows = list(csv.DictReader((tmp_path / "latencies.csv").open()))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(rows) == summary["queries"] >= 700
     assert all(float(row["latency_ms"]) > 0 for row in rows)
     assert summary["cold_start_s"] > 0
     assert summary["client"]["ceiling_rps"] > 0
+    assert [(each["rate_per_s"], each["answered"]) for each in summary["curve"][CANDIDATE]] == [(500.0, 1.0), (700.0, 1.0)]
+    assert "candidate: p99" in (tmp_path / "report.html").read_text()
 
 
-@pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_stable_is_measured_beside_it_in_turns(benchmark, tmp_path, protocol):
+def test_stable_is_measured_beside_it_in_turns(benchmark, tmp_path):
     """With a stable version both are served at once, asked in turns, and the same server is not called worse than itself."""
-    findings = benchmark(with_stable=True, protocol=protocol, indifferent_below_ms=5000.0)
+    findings = benchmark(with_stable=True, protocol="grpc", indifferent_below_ms=5000.0)
     assert outcomes(findings)["p50_ratio"] is outcomes(findings)["p99_ratio"] is Outcome.PASSED
     blocks = {row["measured"] for row in csv.DictReader((tmp_path / "latencies.csv").open())} - {"load"}
     assert blocks == {f"{name} {number}" for name in (CANDIDATE, STABLE) for number in range(8)}
@@ -111,13 +114,32 @@ def test_stable_is_measured_beside_it_in_turns(benchmark, tmp_path, protocol):
     assert "<script" not in page
 
 
-@pytest.mark.parametrize(
-    ("arrivals", "words"), [("closed_loop", "hides what waiting users"), ("fixed_rate", "hides the queues that bursts")]
-)
-def test_other_loads_say_what_they_cannot_see(benchmark, arrivals, words):
+class Sends:
+    """A client that remembers how it was asked."""
+
+    def send(self, name, due_s, picks):
+        return name, due_s, picks
+
+    def send_closed(self, name, queries, concurrency):
+        return name, queries, concurrency
+
+
+@pytest.mark.parametrize(("arrivals", "words"), [("closed_loop", "hides what waiting users"), ("fixed_rate", "hides the queues")])
+def test_other_loads_say_what_they_cannot_see(arrivals, words):
     """A closed loop and a fixed rate are there for whoever needs them, and their result names their blind spot."""
-    load = next(each for each in benchmark(arrivals=arrivals, min_queries=300, max_seconds=1.0) if each.name == "load")
+    load = judge(measured(), limits(arrivals=arrivals))[1]
     assert (load.outcome, words in load.why) == (Outcome.PASSED, True), load.why
+
+
+def test_arrivals_are_the_policys():
+    """Poisson and fixed-rate loads are sent when due; a closed loop so many at a time."""
+    closed, fixed, poisson = (
+        LoadRun(Sends(), limits(arrivals=each, concurrency=3), np.random.default_rng(1)).send(CANDIDATE, 200)
+        for each in ("closed_loop", "fixed_rate", "poisson")
+    )
+    assert closed == (CANDIDATE, 200, 3)
+    assert np.diff(fixed[1]) == pytest.approx(0.01)
+    assert np.diff(poisson[1]).std() > 0.005
 
 
 def test_a_slow_server_fails_its_quantiles(benchmark):
@@ -271,6 +293,32 @@ def test_p99_needs_its_count(slow, outcome):
 def test_failed_queries_count_as_slow():
     """A query without an answer never counts as fast."""
     assert outcomes(judge(measured(failed=40), limits()))["p99_ms"] is not Outcome.PASSED
+
+
+@pytest.mark.parametrize(
+    ("full", "outcome", "words"),
+    [
+        ({}, Outcome.PASSED, "at 400 queries a second: p99_ms: 0 of 1400 queries took longer"),
+        ({"slow": 100}, Outcome.FAILED, "at 400 queries a second: p99_ms: 100 of 1400 queries took longer"),
+        ({"failed": 1}, Outcome.FAILED, "at 400 queries a second: request_errors: 1 of 1400 queries failed"),
+        ({"late": 100}, Outcome.INCONCLUSIVE, "at 400 queries a second: load: INVALID"),
+    ],
+)
+def test_the_rate_that_must_be_borne_is_judged_by_its_own_load(full, outcome, words):
+    """The p99 must hold there, too, and the load itself be fit; the policy's own load does not speak for it."""
+    found = measured(at_throughput=measured(1400, **full))
+    finding = {each.name: each for each in judge(found, limits(throughput_rps=400.0))}["throughput_rps"]
+    assert (finding.outcome, words in finding.why) == (outcome, True), finding.why
+
+
+def test_a_failure_in_turns_fails_the_candidate_and_not_for_stables():
+    """Wherever the candidate gives no answer it has failed; where stable does, that is not the candidate's fault."""
+    answers = Answers(due_s=np.zeros(1), sent_s=np.zeros(1), done_s=np.full(1, math.inf), errors={0: "status 500"}, cpu_s=0.0)
+    for name, outcome in ((CANDIDATE, Outcome.FAILED), (STABLE, Outcome.PASSED)):
+        found = measured(blocks=in_turns(1.0, pairs=7))
+        found.add_block(name, answers)
+        found.blocks[STABLE if name == CANDIDATE else CANDIDATE].append(np.full(1, 0.02))
+        assert outcomes(judge(found, limits()))["request_errors"] is outcome
 
 
 def test_a_single_look_follows_mlperf_to_the_query():

@@ -19,6 +19,7 @@ First comes whether the measurement is fit to be judged, VALID or INVALID, as in
 | request_errors     | no query failed                                                                                     |
 | load               | warmed up, enough queries, sent when due, by a client and on a machine that can; else inconclusive    |
 | p50_ms, p99_ms     | the quantile lies within the policy's limit, with 99 % confidence over all looks together             |
+| throughput_rps     | at this rate, too, the p99 lies within its limit (only when the policy names one)                     |
 | p50_ratio, p99_ratio | the quantile is not more than `worse_than_stable` worse than stable's, with 99 % confidence each      |
 
 Two versions are measured in turns and not at once, because they would slow each other down; a block of them begins with an idle server, so
@@ -33,6 +34,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +97,12 @@ class _Bench:
         with self._asked(candidate, CANDIDATE) as servers:
             measured.costs["cold_start_s"] = servers[0].cold_start_s if servers else time.monotonic() - start_s
             load.measure_load(measured, before)
+            if worst(each.outcome for each in judge_load(measured, load.limits)) is Outcome.PASSED:
+                load.measure_throughput(measured, before)
+                load.measure_curve(measured, CANDIDATE)
             for each in servers:
                 measured.costs["memory_mib"] = each.memory_mib()
-            if stable and worst(each.outcome for each in judge_load(measured, load.limits)) is Outcome.PASSED:
+            if stable and worst(each.outcome for each in judge(measured, load.limits)) is Outcome.PASSED:
                 self._measure_beside(measured, stable, *servers)
         return measured
 
@@ -105,6 +110,7 @@ class _Bench:
         try:
             with self._asked(stable, STABLE) as more:
                 self._load.measure_turns(measured)
+                self._load.measure_curve(measured, STABLE)
                 self._end_together(*servers, *more)
         except (DoesNotLoad, DoesNotRun) as reason:
             measured.stable_trouble = f"it does not load: {reason}"
@@ -189,7 +195,8 @@ def _figures(measured: Measured) -> dict[str, Any]:
         figures |= {"late_p99_ms": 1000 * float(np.quantile(measured.late_s, 0.99))}
     figures |= measured.costs
     known: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in figures.items()}
-    return {**known, "warm_up_queries": measured.warm_up, "client": measured.client.to_dict()}
+    curve = {name: [asdict(each) for each in rungs] for name, rungs in measured.curve.items()}
+    return {**known, "warm_up_queries": measured.warm_up, "client": measured.client.to_dict(), "curve": curve}
 
 
 def _limits(spec: Spec) -> LatencyBenchmark:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,13 +39,24 @@ HEADROOM = 2.0
 """The client must be able to send so many times the policy's rate: near its own ceiling its queue would be booked as the model's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """A load at one rate of the curve: quantiles of latency in ms, and the share of queries that had a good answer."""
+
+    rate_per_s: float
+    p50_ms: float
+    p99_ms: float
+    answered: float
+
+
 @dataclass(kw_only=True)
 class Measured:
     """What a run has seen. Columns have one entry a query of the load, in the order in which they were due.
 
     `blocks` are latencies in s by who was asked, one array a block. `warm_up` is how many queries the warm-up had, or None when it did not
     end. `stable_trouble` says why stable could not be measured beside it. `costs` are the candidate's: seconds from the start of its server
-    until it was ready, and MiB of memory after the load.
+    until it was ready, and MiB of memory after the load. `at_throughput` is a load of its own, at the rate that it must bear; `curve` has
+    what loads at other rates were like, by who was asked.
     """
 
     client: ClientLimits
@@ -58,6 +69,14 @@ class Measured:
     taken: Taken | None = None
     costs: dict[str, float] = field(default_factory=dict)
     stable_trouble: str = ""
+    at_throughput: Measured | None = None
+    curve: dict[str, list[Rung]] = field(default_factory=dict)
+
+    def add_block(self, name: str, answers: Answers) -> None:
+        """A failure of the candidate's is one, in whatever load it comes; stable's are not its fault."""
+        self.blocks[name].append(answers.latency_s)
+        if name == CANDIDATE:
+            self.errors += answers.errors.values()
 
     def add(self, answers: Answers, after_s: float = 0.0) -> None:
         self.due_s = np.concatenate([self.due_s, after_s + answers.due_s])
@@ -73,6 +92,8 @@ class Measured:
 def judge(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:
     """All that can be said at the latest look; without a fit measurement nothing of its figures."""
     findings = judge_load(measured, limits)
+    if measured.at_throughput:
+        findings += (judge_throughput(measured.at_throughput, limits),)
     if measured.stable_trouble:
         advice = "look into the stable version first, or undo it"
         findings += tuple(inconclusive(name, f"stable cannot be measured: {measured.stable_trouble}", advice) for name in RATIOS)
@@ -88,6 +109,29 @@ def judge_load(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, .
     looks = queries_at(limits)
     error = error_at(1 + looks.index(measured.queries), len(looks), ERROR)
     return (*first, *(_quantile(name, measured.latency_s, limits, error) for name in QUANTILES))
+
+
+def judge_throughput(measured: Measured, limits: LatencyBenchmark) -> Finding:
+    """Whether the p99 stays within its limit at the rate that the policy wants borne."""
+    rate = limits.throughput_rps
+    found = [each for each in judge_load(measured, at_rate(limits, rate)) if each.name != "p50_ms"]
+    decides = max(reversed(found), key=lambda each: each.outcome)  # the p99 itself, unless something else is worse
+    details: dict[str, Any] = {"observed": decides.observed, "limit": decides.limit, "n": measured.queries, "advice": decides.advice}
+    why = f"at {rate:g} queries a second: {decides.name}: {decides.why}"
+    return Finding(name="throughput_rps", outcome=decides.outcome, why=why, **details)
+
+
+def at_rate(limits: LatencyBenchmark, rate_per_s: float) -> LatencyBenchmark:
+    return replace(limits, rate_per_s=rate_per_s)
+
+
+def rung(rate_per_s: float, answers: Answers) -> Rung:
+    return Rung(
+        rate_per_s=rate_per_s,
+        p50_ms=observed_ms(answers.latency_s, QUANTILES["p50_ms"]),
+        p99_ms=observed_ms(answers.latency_s, QUANTILES["p99_ms"]),
+        answered=1 - len(answers.errors) / len(answers.latency_s),
+    )
 
 
 def judge_turns(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:

@@ -63,13 +63,15 @@ def _plots(measured: Measured, findings: Sequence[Finding]) -> str:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 9), layout="constrained")
-    distribution, course = figure.subplots(2, 1)
+    distribution, course, *more = figure.subplots(3 if any(measured.curve.values()) else 2, 1)
     _plot_distribution(distribution, measured)
     for each in findings:
         if each.name in LIMITS and each.limit is not None:
             distribution.plot(each.limit, 1 - LIMITS[each.name], "v", color="#cf222e", label=f"limit of {each.name}: {each.limit:g}")
     distribution.legend()
     _plot_course(course, measured)
+    for each in more:
+        _plot_curve(each, measured)
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     svg = picture.getvalue()
@@ -95,5 +97,16 @@ def _plot_course(axes: Any, measured: Measured) -> None:
     axes.plot(measured.due_s[::every], 1000 * measured.latency_s[::every], ".", markersize=3, alpha=0.5, label="latency")
     axes.plot(measured.due_s[::every], 1000 * measured.late_s[::every], ".", markersize=2, alpha=0.5, label="of it: sent late")
     axes.set(yscale="log", xlabel="due, s from the load's start", ylabel="ms")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend()
+
+
+def _plot_curve(axes: Any, measured: Measured) -> None:
+    """Latency at other rates: where a p99 turns up, the server has reached what it bears."""
+    for name, rungs in measured.curve.items():
+        rates = [each.rate_per_s for each in rungs]
+        axes.plot(rates, [each.p99_ms for each in rungs], "o-", label=f"{name}: p99")
+        axes.plot(rates, [each.p50_ms for each in rungs], "o--", label=f"{name}: p50")
+    axes.set(yscale="log", xlabel="queries a second", ylabel="ms")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()

@@ -11,11 +11,13 @@ from validation.latency_judge import (
     STABLE,
     WARM_UP_SECONDS,
     Measured,
+    at_rate,
     block_queries,
     judge_load,
     judge_turns,
     pairs_at,
     queries_at,
+    rung,
 )
 from validation.load_client import Answers, LoadClient
 from validation.policy import LatencyBenchmark
@@ -37,12 +39,27 @@ class LoadRun:
     def measure_load(self, measured: Measured, before: machine.Look) -> None:
         """Sends up to each look in turn, until its figures decide; an unfit measurement goes on too, in the hope of quieter seconds."""
         measured.warm_up = self.warm_up(CANDIDATE)
-        for queries in queries_at(self.limits) if measured.warm_up is not None else ():
+        if measured.warm_up is not None:
+            self._until_decided(measured, self.limits, before)
+
+    def measure_throughput(self, measured: Measured, before: machine.Look) -> None:
+        """The same at the rate that the policy wants borne, if it names one."""
+        if self.limits.throughput_rps:
+            full = measured.at_throughput = Measured(client=measured.client, warm_up=measured.warm_up)
+            self._until_decided(full, at_rate(self.limits, self.limits.throughput_rps), before)
+
+    def _until_decided(self, measured: Measured, limits: LatencyBenchmark, before: machine.Look) -> None:
+        for queries in queries_at(limits):
             after_s = float(measured.due_s[-1]) if measured.queries else 0.0
-            measured.add(self.send(CANDIDATE, queries - measured.queries), after_s)
+            measured.add(self.send(CANDIDATE, queries - measured.queries, limits.rate_per_s), after_s)
             measured.taken = machine.taken(before, machine.look())
-            if worst(each.outcome for each in judge_load(measured, self.limits)) is not Outcome.INCONCLUSIVE:
+            if worst(each.outcome for each in judge_load(measured, limits)) is not Outcome.INCONCLUSIVE:
                 return
+
+    def measure_curve(self, measured: Measured, name: str) -> None:
+        """Latencies at the policy's other rates, lowest first; nothing is judged by them."""
+        rates = sorted(self.limits.curve_rps)
+        measured.curve[name] = [rung(rate, self.send(name, self.limits.min_queries, rate)) for rate in rates]
 
     def measure_turns(self, measured: Measured) -> None:
         """Pairs of blocks until they decide."""
@@ -58,7 +75,7 @@ class LoadRun:
         """Goes on until there are so many pairs of blocks; which of a pair comes first is drawn."""
         while len(measured.blocks[STABLE]) < pairs:
             for name in self.rng.permutation([CANDIDATE, STABLE]):
-                measured.blocks[name].append(self.send(str(name), block_queries(self.limits)).latency_s)
+                measured.add_block(str(name), self.send(str(name), block_queries(self.limits)))
 
     def warm_up(self, name: str) -> int | None:
         """Queries until latencies were steady, or None when they never were."""
@@ -70,9 +87,10 @@ class LoadRun:
                 return len(latencies)
         return None
 
-    def send(self, name: str, queries: int) -> Answers:
-        limits = self.limits
+    def send(self, name: str, queries: int, rate_per_s: float = 0.0) -> Answers:
+        """At the policy's rate, unless another is given."""
+        limits, rate_per_s = self.limits, rate_per_s or self.limits.rate_per_s
         if limits.arrivals == "closed_loop":
             return self.client.send_closed(name, queries, limits.concurrency)
-        due_s = ARRIVALS[limits.arrivals](limits.rate_per_s, queries, self.rng)
+        due_s = ARRIVALS[limits.arrivals](rate_per_s, queries, self.rng)
         return self.client.send(name, due_s, self.rng.integers(PICKS, size=queries))

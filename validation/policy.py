@@ -245,7 +245,7 @@ class LatencyBenchmark:
     `worse_than_stable` is a share of stable's median and p99, which count as `indifferent_below_ms` when they are faster than that.
     `protocol` is how a private Triton is asked, or `in_process`: ONNX Runtime alone, with the `provider` and the `device` named (`cpu`, or
     `gpu0` and so on). `taken_share` of its CPU time may be taken from the machine meanwhile. Batch sizes, and lengths of open axes, are
-    drawn from those here.
+    drawn from those here. The p99 must hold at `throughput_rps`, too, if that is not 0; the report has a curve at the rates of `curve_rps`.
     """
 
     rate_per_s: float
@@ -264,11 +264,18 @@ class LatencyBenchmark:
     device: str = "cpu"
     batch_sizes: tuple[int, ...] = (1,)
     sequence_lengths: tuple[int, ...] = ()
+    throughput_rps: float = 0.0
+    curve_rps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("rate_per_s", "min_queries", "max_seconds", "p50_ms", "p99_ms", "worse_than_stable", "late_ms"):
             _within(getattr(self, name), 0, math.inf, f"latency_benchmark.{name}", open_low=True)
         _within(self.indifferent_below_ms, 0, math.inf, "latency_benchmark.indifferent_below_ms")
+        _within(self.throughput_rps, 0, 100_000, "latency_benchmark.throughput_rps")
+        open_loop = self.arrivals != "closed_loop"
+        _need(open_loop or not (self.throughput_rps or self.curve_rps), "latency_benchmark.arrivals: a closed loop has no rate of its own")
+        for rate in self.curve_rps:
+            _within(rate, 0, 100_000, "latency_benchmark.curve_rps", open_low=True)
         _within(self.taken_share, 0, 1, "latency_benchmark.taken_share")
         _within(self.concurrency, 1, 256, "latency_benchmark.concurrency")
         _one_of((self.arrivals,), ARRIVALS, "latency_benchmark.arrivals")
