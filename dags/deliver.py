@@ -25,6 +25,7 @@ from operators.rollback_sensor import RollbackSensor
 from operators.shadow import Shadow
 from operators.start_candidate import StartCandidate
 from operators.traffic_shift import TrafficShift
+from operators.tune_serving import TuneServing
 from validation.policy import STRATEGIES, Policy, is_model_name, read_policies
 
 FOLDER = Path(os.environ.get("PENSTOCK_POLICIES") or Path(__file__).parent / "policies")
@@ -71,6 +72,8 @@ def _way(policy: Policy) -> Iterator[BaseOperator]:
     yield Export(policy=policy)
     yield GoldenSet(policy=policy)
     yield Distribution(policy=policy, folder=FOLDER)
+    if policy.tune_serving:
+        yield TuneServing(policy=policy, timeout_s=policy.tune_serving.max_seconds + 120)
     yield Package(policy=policy)
     yield ContainerCheck(policy=policy)
     yield LatencyBenchmark(policy=policy, timeout_s=3 * policy.latency_benchmark.max_seconds + 300)

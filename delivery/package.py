@@ -1,7 +1,8 @@
 """The task `package`: a verified bundle becomes what a Triton can serve.
 
 Runs after the gates on the bundle's outputs. Where servers are local processes that is a folder of the local store, put in place by one
-rename; where a container engine is, it is also an image, pushed to the container registry as a candidate. It tags the registry's version
+rename; where a container engine is, it is also an image, pushed to the container registry as a candidate. A serving configuration that
+`tune_serving` chose makes it another bundle first, which later tasks get in the place of the exported one. It tags the registry's version
 with its semantic version, its bundle's address and its image's digest. It promotes nothing: the serving tag is `promote`'s.
 """
 
@@ -11,12 +12,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from delivery.findings import failed, passed
 from delivery.registry import BUNDLE_SHA256, BUNDLE_URI, IMAGE, LICENCE, SEMANTIC_VERSION, Registry
-from validation.bundle import BadBundle, Manifest, OpenBundle, read_bundle
-from validation.contract import BadSpec, Bundle, Decision, Spec, sha256
+from validation.bundle import BadBundle, Manifest, OpenBundle, read_bundle, write_bundle
+from validation.contract import BadSpec, Bundle, Decision, Spec, sha256, upload
+from validation.serving import NotTunable, Serving, configured
 
 NO_IMAGE = "none: no engine"
 Imaging = Callable[[OpenBundle, Bundle, Mapping[str, str]], str]  # bundle and more labels -> the pushed image, by digest
@@ -33,17 +36,34 @@ def package(spec: Spec, registry: Registry, store: Path | None, imaging: Imaging
 
     A bundle that is not what it says is `failed`. Raises what is worth another try: `EngineTrouble`.
     """
-    bundle = spec.need_bundle()
+    spec.need_bundle()
     if store is None and imaging is None:
         raise BadSpec("neither PENSTOCK_STATE (a local store) nor DOCKER_HOST (an engine) is set: there is no place for a package")
     try:
-        with read_bundle(bundle) as opened:
+        spec = replace(spec, bundle=_as_tuned(spec, spec.need_bundle()))
+        with read_bundle(spec.need_bundle()) as opened:
             manifest, outputs = opened.manifest, _packed(spec, registry, opened, store, imaging)
     except BadBundle as error:
         return Decision(findings=(failed("bundle", str(error), advice="deliver the version again: its bundle is then made anew"),))
+    bundle = spec.need_bundle()
     _tag(spec, registry, bundle, manifest, outputs["image"])
     why = f"{manifest.semantic_version}: {len(manifest.files)} files agree with the manifest; {_in_place(outputs)}"
-    return Decision(findings=(passed("bundle", why),), outputs=outputs)
+    return Decision(findings=(passed("bundle", why),), outputs={**outputs, "bundle_uri": bundle.uri, "bundle_sha256": bundle.sha256})
+
+
+def _as_tuned(spec: Spec, bundle: Bundle) -> Bundle:
+    """The same bundle, or where `tune_serving` chose a configuration another beside it, which holds that and is otherwise equal."""
+    if "serving" not in spec.inputs:
+        return bundle
+    with read_bundle(bundle) as opened, tempfile.TemporaryDirectory(prefix="bundle-") as folder:
+        config, tar = opened.model_directory / "config.pbtxt", Path(folder) / "bundle.tar"
+        try:
+            config.write_text(configured(config.read_text(), Serving(**spec.inputs["serving"])))
+        except (NotTunable, TypeError) as error:
+            raise BadBundle(f"the configuration that tune_serving chose does not fit: {error}") from error
+        tuned = Bundle(uri=f"{bundle.uri.removesuffix('.tar')}-tuned.tar", sha256=write_bundle(opened.root, tar))
+        upload(tar, tuned.uri)
+    return tuned
 
 
 def _packed(spec: Spec, registry: Registry, opened: OpenBundle, store: Path | None, imaging: Imaging | None) -> dict[str, str]:

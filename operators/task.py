@@ -151,7 +151,7 @@ class TaskOperator(BaseOperator):
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs of the tasks that came before, merged in order."""
         merged: dict[str, Any] = {}
-        for row in verdicts(context, ("claim", "export", "package", "start_candidate")):
+        for row in verdicts(context, ("claim", "export", "tune_serving", "package", "start_candidate")):
             merged |= row["outputs"]
         if self.follows_claim and "stable_version" not in merged:
             raise AirflowFailException(f"{self.task_id} has nothing of `claim` in this run: clear the whole run, from `claim` on")

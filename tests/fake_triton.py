@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -17,9 +19,10 @@ CHILD = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, behaviour):
+    def __init__(self, behaviour, instances):
         self.behaviour = behaviour
         self.answered = 0
+        self.instances = threading.Semaphore(instances)
 
     def ModelReady(self, request, context):  # noqa: N802 - the protocol's name
         return service_pb2.ModelReadyResponse(ready=self.behaviour not in {"deaf", "refusing"})
@@ -31,6 +34,9 @@ class Service(service_pb2_grpc.GRPCInferenceServiceServicer):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.behaviour == "slow":
             time.sleep(0.03)
+        if self.behaviour == "instances":
+            with self.instances:
+                time.sleep(0.01)
         return self.behaviour == "failing" and self.answered % 20 == 0
 
     def ModelInfer(self, request, context):  # noqa: N802 - the protocol's name
@@ -60,8 +66,14 @@ def http_service(service):
     return Handler
 
 
+def instances(repository):
+    """As many as the model's configuration says."""
+    (config,) = Path(repository).glob("*/config.pbtxt")
+    return int((re.search(r"count: (\d+)", config.read_text()) or ["", "1"])[1])
+
+
 def serve(options):
-    service = Service(options.behaviour)
+    service = Service(options.behaviour, instances(options.repository))
     http = ThreadingHTTPServer(("127.0.0.1", int(options.http)), http_service(service))
     threading.Thread(target=http.serve_forever, daemon=True).start()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=16))

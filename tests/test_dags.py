@@ -146,3 +146,14 @@ def test_a_training_may_be_started_by_hand_only(tmp_path: Path) -> None:
     text = (ROOT / "dags" / "policies" / "digits.toml").read_text()
     (tmp_path / "digits.toml").write_text(text.replace('"0 3 * * 1"', '"none"'))
     assert "NullTimetable" in told_of(tmp_path, "print(type(bag.dags['retrain_digits'].timetable).__name__)").stdout
+
+
+def test_a_policy_may_have_its_serving_tuned(tmp_path: Path) -> None:
+    """With the section there is the task, before the package that it is for, and in the pool of the machine that it measures."""
+    text = (ROOT / "dags" / "policies" / "digits.toml").read_text()
+    (tmp_path / "digits.toml").write_text(f"{text}\n[tune_serving]\np99_ms = 50\nrate_per_s = 100\nmax_seconds = 60\n")
+    code = """
+task = bag.dags['deliver_digits'].get_task('tune_serving')
+print(task.upstream_task_ids, task.downstream_task_ids, task.pool, task.timeout_s)
+"""
+    assert told_of(tmp_path, code).stdout.endswith("{'distribution'} {'package'} penstock-cpu 180.0\n")

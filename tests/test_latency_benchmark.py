@@ -16,6 +16,7 @@ from made_bundles import MODEL, golden_rows, make_bundle
 from validation import child, latency_benchmark, machine, private_server
 from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec, Stable
+from validation.golden_requests import of_length
 from validation.latency_judge import CANDIDATE, STABLE, Measured, judge
 from validation.load_client import Answers
 from validation.load_run import LoadRun
@@ -356,5 +357,5 @@ def test_a_stable_version_that_cannot_be_measured_passes_nothing():
 def test_open_axes_have_the_policys_length():
     """Longer than the golden rows by repetition, shorter by a cut."""
     values = np.arange(6.0).reshape(2, 3)
-    assert latency_benchmark._of_length(values, [1], 5).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]]
-    assert latency_benchmark._of_length(values, [1], 2).tolist() == [[0, 1], [3, 4]]
+    assert of_length(values, [1], 5).tolist() == [[0, 1, 2, 0, 1], [3, 4, 5, 3, 4]]
+    assert of_length(values, [1], 2).tolist() == [[0, 1], [3, 4]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from registry_fixtures import mlflow_address_fixture, register_any, registry_fix
 
 from delivery.package import package, place
 from delivery.registry import BUNDLE_SHA256, BUNDLE_URI, SEMANTIC_VERSION, Registry
+from validation.bundle import read_bundle
 from validation.contract import BadSpec, Bundle, Decision, Outcome
+from validation.serving import Serving, configured
 
 
 @pytest.fixture(name="version")
@@ -64,6 +67,32 @@ def test_the_bundle_of_another_version_is_refused(registry: Registry, version: i
     """What the manifest says must be what is being delivered."""
     decision = run(registry, tmp_path, make_bundle(tmp_path, manifest={"version": 2}))
     assert f"holds {MODEL} v2, not {MODEL} v1" in decision.findings[0].why
+
+
+def test_a_tuned_configuration_makes_another_bundle(registry: Registry, version: int, tmp_path: Path) -> None:
+    """What `tune_serving` chose stands in config.pbtxt of a bundle that is otherwise equal; it is served, tagged, and handed on."""
+    exported = make_bundle(tmp_path)
+    chosen = Serving(instances=2, delay_us=200)
+    given = spec("package", MODEL, version, tmp_path, bundle=exported, inputs={"serving": asdict(chosen)})
+    outputs = package(given, registry, tmp_path / "store").outputs
+    tuned = Bundle(uri=outputs["bundle_uri"], sha256=outputs["bundle_sha256"])
+    assert tuned.uri.endswith("-tuned.tar")
+    assert registry.version(MODEL, version).tags[BUNDLE_SHA256] == tuned.sha256
+    with read_bundle(exported) as before, read_bundle(tuned) as after:
+        config = before.model_directory / "config.pbtxt"
+        assert (after.model_directory / "config.pbtxt").read_text() == configured(config.read_text(), chosen)
+        changed = {name for name, digest in after.manifest.files.items() if digest != before.manifest.files[name]}
+    assert changed == {f"{MODEL}/config.pbtxt"}
+    assert "count: 2" in (Path(outputs["repository"]) / MODEL / "config.pbtxt").read_text()
+    assert package(given, registry, tmp_path / "store").outputs == outputs
+
+
+def test_an_unknown_configuration_is_refused(registry: Registry, version: int, tmp_path: Path) -> None:
+    """A word that this version does not know is no configuration, and nothing is packaged."""
+    given = spec("package", MODEL, version, tmp_path, bundle=make_bundle(tmp_path), inputs={"serving": {"shards": 2}})
+    (finding,) = package(given, registry, tmp_path / "store").findings
+    assert (finding.outcome, "tune_serving chose does not fit" in finding.why) == (Outcome.FAILED, True)
+    assert not (tmp_path / "store").exists()
 
 
 def test_packaging_needs_a_bundle(registry: Registry, tmp_path: Path) -> None:

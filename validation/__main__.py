@@ -6,7 +6,7 @@ import sys
 
 from validation.contract import run_task
 
-GATES = ("golden_set", "distribution", "latency_benchmark", "integration")
+GATES = ("golden_set", "distribution", "tune_serving", "latency_benchmark", "integration")
 MODULES = {gate: f"validation.{gate}" for gate in GATES}
 
 if __name__ == "__main__":

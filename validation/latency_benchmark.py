@@ -32,7 +32,7 @@ import csv
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -41,21 +41,17 @@ from typing import Any
 import numpy as np
 
 from validation import latency_report, machine
-from validation.bundle import Manifest, OpenBundle, read_bundle
+from validation.bundle import OpenBundle, read_bundle
 from validation.client_limits import client_limits
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
 from validation.findings import failed, inconclusive
-from validation.golden_rows import GoldenRows
+from validation.golden_requests import IN_PROCESS, golden_requests
 from validation.in_process import DoesNotRun, NoProvider
 from validation.latency_judge import CANDIDATE, QUANTILES, STABLE, Measured, judge, judge_load, observed_ms
 from validation.load_client import Target, load_client
 from validation.load_run import LoadRun
-from validation.payloads import grpc_message, http_request
 from validation.policy import BadPolicy, LatencyBenchmark, parse
 from validation.private_server import DoesNotLoad, Server, private_server
-
-IN_PROCESS = "in_process"
-ROWS_DRAWN = 256
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
@@ -126,7 +122,7 @@ class _Bench:
     def _asked(self, bundle: OpenBundle, name: str) -> Iterator[list[Server]]:
         """The bundle's model, known to the client under `name`, and the private server that it is on: none in process."""
         limits, manifest = self._load.limits, bundle.manifest
-        requests = _requests(bundle, limits, self._load.rng)
+        requests = golden_requests(bundle, limits.protocol, limits.batch_sizes, limits.sequence_lengths, self._load.rng)
         with ExitStack() as stack:
             servers: list[Server] = []
             address = str(bundle.model_directory / "1" / "model.onnx")
@@ -139,37 +135,6 @@ class _Bench:
             self._load.client.open(name, target)
             stack.callback(self._load.client.close, name)
             yield servers
-
-
-def _requests(bundle: OpenBundle, limits: LatencyBenchmark, rng: np.random.Generator) -> tuple[Any, ...]:
-    """Golden rows, drawn at random, as ready-made requests of the policy's batch sizes and sequence lengths."""
-    manifest = bundle.manifest
-    sizes = rng.choice(limits.batch_sizes, size=ROWS_DRAWN)
-    lengths = rng.choice(limits.sequence_lengths, size=ROWS_DRAWN) if limits.sequence_lengths else [0] * ROWS_DRAWN
-    columns = GoldenRows(bundle).inputs(rng.integers(manifest.rows, size=int(sizes.sum())))
-    stops = np.cumsum(sizes)
-    return tuple(
-        _request(manifest, limits.protocol, {name: values[stop - size : stop] for name, values in columns.items()}, int(length))
-        for size, stop, length in zip(sizes, stops, lengths, strict=True)
-    )
-
-
-def _request(manifest: Manifest, protocol: str, rows: Mapping[str, np.ndarray], length: int) -> Any:
-    rows = {each.name: rows[each.name].reshape(-1, 1) if rows[each.name].ndim == 1 else rows[each.name] for each in manifest.inputs}
-    if length:
-        rows = {each.name: _of_length(rows[each.name], [1 + axis for axis in each.dynamic], length) for each in manifest.inputs}
-    if protocol == IN_PROCESS:
-        return rows
-    if protocol == "http":
-        return http_request(manifest.model, manifest.inputs, (), rows)
-    return grpc_message(manifest.model, manifest.inputs, (), rows).SerializeToString()
-
-
-def _of_length(values: np.ndarray, axes: Sequence[int], length: int) -> np.ndarray:
-    """The same with each open axis cut, or repeated, to this length."""
-    for axis in axes:
-        values = np.take(values, np.arange(length) % values.shape[axis], axis=axis)
-    return values
 
 
 # Evidence and small things

@@ -296,6 +296,41 @@ class LatencyBenchmark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneServing:
+    """Which serving configurations may be tried, and what they must hold: a p99 in ms, at the expected rate and with one request at a time.
+
+    `delay_us` and `preferred` are dynamic batching's; 0 means none. The search ends after `max_seconds`.
+    """
+
+    p99_ms: float
+    rate_per_s: float
+    max_seconds: float = 300.0
+    instances: tuple[int, ...] = (1, 2)
+    threads: tuple[int, ...] = (1, 2)
+    delay_us: tuple[int, ...] = (0, 200, 500, 2000)
+    preferred: tuple[int, ...] = (0, 16)
+    batch_sizes: tuple[int, ...] = (1,)
+
+    def __post_init__(self) -> None:
+        for name in ("p99_ms", "rate_per_s", "max_seconds"):
+            _within(getattr(self, name), 0, math.inf, f"tune_serving.{name}", open_low=True)
+        for name in ("instances", "threads"):
+            self._rising(name, least=1, most=64)
+        self._rising("delay_us", least=0, most=1_000_000)
+        self._rising("preferred", least=0, most=64)
+        for size in self.batch_sizes or (0,):
+            _within(size, 1, 64, "tune_serving.batch_sizes")
+
+    def _rising(self, name: str, *, least: int, most: int) -> None:
+        values = getattr(self, name)
+        place = f"tune_serving.{name}"
+        _need(
+            list(values) == sorted(set(values)) and values[:1] == (least,), f"{place}: expected rising numbers from {least} on, the default"
+        )
+        _within(values[-1], least, most, place)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContainerCheck:
     """What the serving image must show before a server is started from it. Sizes: megabytes (10^6) as downloaded, mebibytes of memory.
 
@@ -608,6 +643,7 @@ class Policy:
     container_check: ContainerCheck = field(default_factory=ContainerCheck)
     integration: Integration = field(default_factory=Integration)
     retrain: Retrain | None = None
+    tune_serving: TuneServing | None = None
 
     def __post_init__(self) -> None:
         self._named()

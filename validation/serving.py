@@ -1,8 +1,8 @@
 """How a model is served: instances, threads, dynamic batching; and a guided search for what serves most. Pure.
 
-Nothing calls it yet: the task `tune_serving` will measure what the search asks for, and `package` write what it found into the bundle's
-config.pbtxt. The default, one instance with batching and no delay, is `delivery.triton_config`'s: batching without a delay costs nothing, a
-delay costs its full length at low load.
+`tune_serving` measures what the search asks for, and `package` writes what it found into the bundle's config.pbtxt. The default, one
+instance with batching and no delay, is `delivery.triton_config`'s: batching without a delay costs nothing, a delay costs its full length at
+low load.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Space:
 
 
 def search(space: Space, measure: Callable[[Serving], float], most: int) -> dict[Serving, float]:
-    """What was measured, in order; the best of it is `best`. At most `most` measurements.
+    """What was measured, in order; the best of it is `best`. At most `most` measurements; `measure` may end it by raising `Spent`.
 
     From the default along one value at a time, upwards first and on as long as each step gains `MIN_GAIN`; again from there until no value
     gains anything. Servings are known to have one hill: more instances or threads help until the cores are taken, a longer delay until it
@@ -90,7 +90,7 @@ def search(space: Space, measure: Callable[[Serving], float], most: int) -> dict
     def score(serving: Serving) -> float:
         if serving not in seen:
             if len(seen) >= most:
-                raise _Spent
+                raise Spent
             seen[serving] = measure(serving)
         return seen[serving]
 
@@ -99,7 +99,7 @@ def search(space: Space, measure: Callable[[Serving], float], most: int) -> dict
         score(here)
         while (there := _climbed(space, here, score)) != here:
             here = there
-    except _Spent:
+    except Spent:
         pass
     return seen
 
@@ -113,8 +113,8 @@ def best(seen: dict[Serving, float]) -> Serving:
     return found
 
 
-class _Spent(Exception):
-    """No measurement is left."""
+class Spent(Exception):
+    """No measurement is left, or no time for one."""
 
 
 def _climbed(space: Space, here: Serving, score: Callable[[Serving], float]) -> Serving:
