@@ -271,6 +271,12 @@ def test_an_unfit_machine_makes_it_invalid(changes, words):
     assert words in load.why
 
 
+def test_a_model_that_never_keeps_up_is_too_slow_and_not_unknown():
+    """Latencies that grow without end never become steady; those that are surely over the limit fail all the same, none passes."""
+    assert outcomes(judge(measured(warm_up=None, latency_s=2.0), limits()))["p99_ms"] is Outcome.FAILED
+    assert outcomes(judge(measured(warm_up=None), limits())) == {"request_errors": Outcome.PASSED, "load": Outcome.INCONCLUSIVE}
+
+
 def test_a_client_near_its_own_ceiling_makes_it_invalid():
     """A client that could send less than twice the rate would have its own queue booked as the model's."""
     found = measured()

@@ -103,12 +103,14 @@ def judge(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:
 
 
 def judge_load(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:
+    """A load that is no measurement says nothing of the figures; one that never became steady can still be surely too slow."""
     first = (_request_errors(measured), _load(measured, limits))
-    if first[1].outcome is not Outcome.PASSED:
+    if first[1].outcome is not Outcome.PASSED and not (measured.warm_up is None and measured.queries):
         return first
     looks = queries_at(limits)
     error = error_at(1 + looks.index(measured.queries), len(looks), ERROR)
-    return (*first, *(_quantile(name, measured.latency_s, limits, error) for name in QUANTILES))
+    quantiles = [_quantile(name, measured.latency_s, limits, error) for name in QUANTILES]
+    return (*first, *(each for each in quantiles if measured.warm_up is not None or each.outcome is Outcome.FAILED))
 
 
 def judge_throughput(measured: Measured, limits: LatencyBenchmark) -> Finding:

@@ -39,8 +39,7 @@ class LoadRun:
     def measure_load(self, measured: Measured, before: machine.Look) -> None:
         """Sends up to each look in turn, until its figures decide; an unfit measurement goes on too, in the hope of quieter seconds."""
         measured.warm_up = self.warm_up(CANDIDATE)
-        if measured.warm_up is not None:
-            self._until_decided(measured, self.limits, before)
+        self._until_decided(measured, self.limits, before)
 
     def measure_throughput(self, measured: Measured, before: machine.Look) -> None:
         """The same at the rate that the policy wants borne, if it names one."""
@@ -53,7 +52,7 @@ class LoadRun:
             after_s = float(measured.due_s[-1]) if measured.queries else 0.0
             measured.add(self.send(CANDIDATE, queries - measured.queries, limits.rate_per_s), after_s)
             measured.taken = machine.taken(before, machine.look())
-            if worst(each.outcome for each in judge_load(measured, limits)) is not Outcome.INCONCLUSIVE:
+            if measured.warm_up is None or worst(each.outcome for each in judge_load(measured, limits)) is not Outcome.INCONCLUSIVE:
                 return
 
     def measure_curve(self, measured: Measured, name: str) -> None:
