@@ -28,10 +28,13 @@ class ContainerWorld(World):
         self.host = stage.host
 
     def _copy_policies(self) -> None:
-        """What is tried here is where things run, on a machine that is busy with it: latencies below 100 ms are equally good."""
+        """What is tried here is where things run, on a machine that is busy with it: latencies below 100 ms are equally good, and so are loads
+        that are sent 50 ms late.
+        """
         super()._copy_policies()
         file = self.policies / f"{MODEL}.toml"
-        file.write_text(file.read_text().replace("indifferent_below_ms = 10 ", "indifferent_below_ms = 100 "))
+        for before, after in (("indifferent_below_ms = 10 ", "indifferent_below_ms = 100 "), ("late_ms = 10 ", "late_ms = 50 ")):
+            file.write_text(file.read_text().replace(before, after))
 
     @contextmanager
     def killed(self, service: str) -> Iterator[None]:
