@@ -28,9 +28,7 @@ class ContainerWorld(World):
         self.host = stage.host
 
     def _copy_policies(self) -> None:
-        """What is tried here is where things run, on a machine that is busy with it: latencies below 100 ms are equally good, and so are loads
-        that are sent 50 ms late.
-        """
+        """What is tried here is where things run, on a machine that is busy with it: 100 ms are as good as less, and 50 ms not late."""
         super()._copy_policies()
         file = self.policies / f"{MODEL}.toml"
         for before, after in (("indifferent_below_ms = 10 ", "indifferent_below_ms = 100 "), ("late_ms = 10 ", "late_ms = 50 ")):
