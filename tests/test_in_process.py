@@ -144,6 +144,6 @@ def test_the_gate_measures_in_process(tmp_path):
 
 def test_the_gate_passes_nothing_without_the_device(tmp_path):
     """A GPU that was asked for and is not there makes the measurement invalid, and says what to do."""
-    (finding,) = gate(tmp_path, provider="cuda").values()
+    (finding,) = gate(tmp_path, provider="cuda", device="gpu0").values()
     assert (finding.outcome, finding.why.startswith("INVALID: provider 'cuda' is not there")) == (Outcome.INCONCLUSIVE, True)
     assert "where such a device is" in finding.advice

@@ -49,6 +49,10 @@ class ClientTrouble(RuntimeError):
     """The client did not do its work; nothing is said about the server. Worth a retry."""
 
 
+TROUBLES: Mapping[str, type[Exception]] = {each.__name__: each for each in (ClientTrouble, DoesNotRun, NoProvider)}
+"""By name: the process knows this module as `__main__`, and its classes are others there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A server at host:port, and the requests for it: whole HTTP requests, or messages of gRPC's ModelInfer, as bytes.
@@ -117,11 +121,11 @@ class LoadClient:
     def _ask(self, *order: Any) -> Any:
         try:
             self._connection.send(order)
-            done, what = self._connection.recv()
+            trouble, what = self._connection.recv()
         except (EOFError, OSError) as error:
             raise ClientTrouble(f"the load client ended in the middle of {order[0]!r}; the machine may be short of memory") from error
-        if not done:
-            raise what
+        if trouble:
+            raise TROUBLES[trouble](what)
         return what
 
 
@@ -456,9 +460,9 @@ async def serve(connection: Connection) -> None:
         except EOFError:
             return
         try:
-            connection.send((True, await getattr(process, name)(*arguments)))
-        except (ClientTrouble, DoesNotRun, NoProvider) as trouble:
-            connection.send((False, trouble))
+            connection.send(("", await getattr(process, name)(*arguments)))
+        except tuple(TROUBLES.values()) as trouble:
+            connection.send((type(trouble).__name__, str(trouble)))
 
 
 def main(arguments: Sequence[str]) -> None:
