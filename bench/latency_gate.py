@@ -36,6 +36,7 @@ from validation.schedule import poisson
 SLIP_RATE_PER_S, SLIP_S = 1000.0, 10.0
 CEILING_QUERIES, CEILING_AT_ONCE = 20_000, 16
 STALL_RATE_PER_S, STALL_S = 300.0, 30.0
+CLOSED_QUERIES = 50_000  # several stalls long
 SIMULATIONS = 1000
 SLA_MS = 50.0
 RUNS = 100
@@ -94,7 +95,7 @@ def _stall() -> Figure:
         peer = _Beside([sys.executable, "-m", "bench.loadgen_child", str(theirs), str(STALL_RATE_PER_S), str(STALL_S), folder])
         load = client.send("stall", poisson(STALL_RATE_PER_S, n, np.random.default_rng(2)), np.zeros(n, dtype=int))
         their_ms = float(peer.output())
-        closed = client.send_closed("stall", 2000, 1)
+        closed = client.send_closed("stall", CLOSED_QUERIES, 1)
     our_ms = _ms(load, 0.99)
     measured = Measured(client=IDLE_CLIENT)
     measured.add(load)
