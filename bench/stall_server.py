@@ -9,9 +9,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-import httptools
-
-from validation.null_server import HTTP_ANSWER
+from validation.null_server import Connection
 
 PERIOD_S, STALL_S = 5.0, 1.0
 
@@ -33,22 +31,14 @@ class Gate:
                 act()
 
 
-class Connection(asyncio.Protocol):
+class Stalling(Connection):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._parser = httptools.HttpRequestParser(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
     def on_message_complete(self) -> None:
         if self._gate.open.is_set():
-            self._transport.write(HTTP_ANSWER)
+            super().on_message_complete()
         else:
             task = asyncio.get_running_loop().create_task(self._answer_later())
             self._tasks.add(task)
@@ -56,12 +46,12 @@ class Connection(asyncio.Protocol):
 
     async def _answer_later(self) -> None:
         await self._gate.open.wait()
-        self._transport.write(HTTP_ANSWER)
+        super().on_message_complete()
 
 
 async def serve() -> None:
     gate = Gate()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(gate), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: Stalling(gate), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await gate.swing()
 

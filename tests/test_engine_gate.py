@@ -416,7 +416,7 @@ async def test_whoever_leaves_leaves_nothing_open(caller: Caller) -> None:
     """A caller that stops following a log ends the engine's side of it too."""
     async with caller.session.get(f"{caller.url}/containers/own-1/logs?follow=1") as answer:
         await answer.content.readany()
-    await asyncio.wait_for(caller.engine.left.wait(), 5)
+    assert await asyncio.wait_for(caller.engine.left.wait(), 5)
 
 
 async def test_of_the_engine_little_is_told(caller: Caller) -> None:

@@ -320,7 +320,7 @@ async def test_late_answers_hold_no_later_query_back():
 
 
 async def test_more_queries_than_connections_wait_and_are_answered(monkeypatch):
-    """Beyond the most connections a query waits for a free one, and its wait counts as latency."""
+    """Beyond the most connections, those opened before the clock ran included, a query waits, and its wait counts as latency."""
     monkeypatch.setattr(clients, "MOST_CONNECTIONS", 12)
     desk = Desk(enough=12)
     async with here(desk) as asks:
@@ -329,7 +329,7 @@ async def test_more_queries_than_connections_wait_and_are_answered(monkeypatch):
         desk.release.set()
         answers = await load
     assert (answers.errors, desk.came) == ({}, 60)
-    assert desk.connections < 60
+    assert desk.connections <= 12
     assert answers.late_s[-1] >= answers.done_s.min()
 
 
@@ -573,7 +573,8 @@ def test_the_client_obeys_until_the_gate_hangs_up():
     served.start()
     clients.LoadClient(ours).close("what was never opened")
     ours.close()
-    served.join()
+    served.join(30)
+    assert not served.is_alive()
 
 
 class Closing(Desk):
@@ -582,18 +583,6 @@ class Closing(Desk):
     async def answer(self, request, writer):
         writer.write(GOOD.replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
         return False
-
-
-async def test_no_more_connections_than_the_most(monkeypatch):
-    """Those that were opened before the clock ran count too."""
-    monkeypatch.setattr(clients, "MOST_CONNECTIONS", 12)
-    desk = Desk(enough=12)
-    async with here(desk) as asks:
-        load = asyncio.create_task(asks.send(np.zeros(60)))
-        await desk.enough.wait()
-        desk.release.set()
-        await load
-    assert desk.connections <= 12
 
 
 async def test_queries_that_wait_survive_connections_that_end(monkeypatch):

@@ -8,7 +8,7 @@ tails). It checks no values: other gates do.
 |-----------|----------------------------------------------------------------------------------------------------------------------|
 | client    | the load client's own floor, slip and ceiling, on a server that does nothing (`validation.client_limits`)             |
 | warm-up   | the policy's load until latencies are steady (`validation.warm_up`); nothing of it is judged                         |
-| load      | the policy's load without a pause, looked at after `min_queries` and each doubling, until its figures decide          |
+| load      | the policy's load, looked at after `min_queries` and each doubling, until its figures decide; no pause up to a look    |
 | in turns  | with a stable version: short blocks of candidate and stable in turns, A B B A at random, until they decide            |
 
 First comes whether the measurement is fit to be judged, VALID or INVALID, as in MLPerf LoadGen; only then its figures.
@@ -40,7 +40,7 @@ from typing import Any
 
 import numpy as np
 
-from validation import latency_report, machine
+from validation import latency_report
 from validation.bundle import OpenBundle, read_bundle
 from validation.client_limits import client_limits
 from validation.contract import BadSpec, Decision, Finding, Outcome, Spec, worst
@@ -87,14 +87,14 @@ class _Bench:
         self._evidence = evidence
 
     def measure(self, candidate: OpenBundle, stable: OpenBundle | None) -> Measured:
-        load, before = self._load, machine.look()
+        load = self._load
         measured = Measured(client=client_limits(load.client, load.limits.protocol, load.limits.rate_per_s, load.rng))
         start_s = time.monotonic()
         with self._asked(candidate, CANDIDATE) as servers:
             measured.costs["cold_start_s"] = servers[0].cold_start_s if servers else time.monotonic() - start_s
-            load.measure_load(measured, before)
+            load.measure_load(measured)
             if worst(each.outcome for each in judge_load(measured, load.limits)) is Outcome.PASSED:
-                load.measure_throughput(measured, before)
+                load.measure_throughput(measured)
                 load.measure_curve(measured, CANDIDATE)
             for each in servers:
                 measured.costs["memory_mib"] = each.memory_mib()

@@ -168,11 +168,12 @@ def block_queries(limits: LatencyBenchmark) -> int:
 
 
 def _request_errors(measured: Measured) -> Finding:
-    details: dict[str, Any] = {"observed": len(measured.errors), "limit": 0, "n": measured.queries}
+    n = measured.queries + sum(map(len, measured.blocks[CANDIDATE]))
+    details: dict[str, Any] = {"observed": len(measured.errors), "limit": 0, "n": n}
     if measured.errors:
-        why = f"{len(measured.errors)} of {measured.queries} queries failed, the first with: {measured.errors[0][:300]}"
+        why = f"{len(measured.errors)} of {n} queries failed, the first with: {measured.errors[0][:300]}"
         return failed("request_errors", why, **details)
-    return passed("request_errors", f"none of {measured.queries} queries failed", **details)
+    return passed("request_errors", f"none of {n} queries failed", **details)
 
 
 def _load(measured: Measured, limits: LatencyBenchmark) -> Finding:

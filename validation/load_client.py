@@ -155,7 +155,7 @@ class Sender(Protocol):
 
 @dataclass(kw_only=True)
 class Load:
-    """What is noted of a load under way; `on_answer` is called with each query that has its answer, or has failed."""
+    """What is noted of a load under way; `finished` is set when each query has its answer, or has failed."""
 
     queries: int
     began_cpu_s: float

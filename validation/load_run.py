@@ -36,18 +36,20 @@ class LoadRun:
         self.limits = limits
         self.rng = rng
 
-    def measure_load(self, measured: Measured, before: machine.Look) -> None:
+    def measure_load(self, measured: Measured) -> None:
         """Sends up to each look in turn, until its figures decide; an unfit measurement goes on too, in the hope of quieter seconds."""
         measured.warm_up = self.warm_up(CANDIDATE)
-        self._until_decided(measured, self.limits, before)
+        self._until_decided(measured, self.limits)
 
-    def measure_throughput(self, measured: Measured, before: machine.Look) -> None:
+    def measure_throughput(self, measured: Measured) -> None:
         """The same at the rate that the policy wants borne, if it names one."""
         if self.limits.throughput_rps:
             full = measured.at_throughput = Measured(client=measured.client, warm_up=measured.warm_up)
-            self._until_decided(full, at_rate(self.limits, self.limits.throughput_rps), before)
+            self._until_decided(full, at_rate(self.limits, self.limits.throughput_rps))
 
-    def _until_decided(self, measured: Measured, limits: LatencyBenchmark, before: machine.Look) -> None:
+    def _until_decided(self, measured: Measured, limits: LatencyBenchmark) -> None:
+        """What the machine gave is looked at for these seconds alone: what it took from the load is not thinned by quiet ones before."""
+        before = machine.look()
         for queries in queries_at(limits):
             after_s = float(measured.due_s[-1]) if measured.queries else 0.0
             measured.add(self.send(CANDIDATE, queries - measured.queries, limits.rate_per_s), after_s)

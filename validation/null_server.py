@@ -20,21 +20,23 @@ GRPC_ANSWER: bytes = service_pb2.ModelInferResponse(model_name="null", model_ver
 SERVICE, METHOD = "inference.GRPCInferenceService", "ModelInfer"
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
+    """Answers each whole request. A server that is slower on purpose overrides `on_message_complete`."""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._parser = httptools.HttpRequestParser(self)
+        self.transport = transport
+        self.parser = httptools.HttpRequestParser(self)
 
     def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
+        self.parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        self._transport.write(HTTP_ANSWER)
+        self.transport.write(HTTP_ANSWER)
 
 
 async def _http() -> int:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0)
     port: int = server.sockets[0].getsockname()[1]
     return port
 

@@ -15,6 +15,7 @@ What was found is no promise: `latency_benchmark` judges the packaged model afte
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -61,7 +62,9 @@ class Borne:
     broken: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self.serving), **{name: value for name, value in asdict(self).items() if name != "serving"}}
+        """Plain JSON values; a p99 without a bound is none."""
+        figures = {name: value for name, value in asdict(self).items() if name != "serving"}
+        return {**asdict(self.serving), **{name: None if value == math.inf else value for name, value in figures.items()}}
 
 
 def run(spec: Spec, evidence: Path) -> Decision:
