@@ -45,8 +45,9 @@ BUFFER_BYTES = 16 << 20  # a request larger than this is neither mirrored nor tr
 # Only what serves a model. Triton's other calls (load, unload, shared memory, trace and log settings) must not be reachable from clients.
 HTTP_CALLS = r"/v2/models/{model}(/versions/[0-9]+)?(/(infer|generate|generate_stream|ready|config|stats))?"
 GRPC_CALLS = r"/inference\.GRPCInferenceService/(ModelInfer|ModelStreamInfer|ModelReady|ModelMetadata|ModelConfig|ModelStatistics)"
-# `5xx` also covers a per-try time-out; gRPC's UNKNOWN (2) has no word among Envoy's conditions and is named by its header.
-RETRY_ON = "5xx,connect-failure,refused-stream,reset,unavailable,internal,retriable-headers"
+# `5xx` also covers a per-try time-out; `cancelled` is what a server says of the calls that it ends with; gRPC's UNKNOWN (2) has no word
+# among Envoy's conditions and is named by its header.
+RETRY_ON = "5xx,connect-failure,refused-stream,reset,unavailable,internal,cancelled,retriable-headers"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,6 +205,7 @@ class Version:
     model: str
     number: int
     fails: Callable[[int], bool] = lambda _: False
+    grpc_failure: grpc.StatusCode = grpc.StatusCode.INTERNAL
     delay_s: float = 0.0
     asked: int = 0
     last_asked_s: float = 0.0
@@ -248,7 +249,7 @@ class Version:
 
     async def _grpc_infer(self, _request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         if await self._count():
-            await context.abort(grpc.StatusCode.INTERNAL, "broken")
+            await context.abort(self.grpc_failure, "broken")
         return str(self.number).encode()
 
     async def _count(self) -> bool:

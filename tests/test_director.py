@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import pytest
 from gateway_fixtures import (
@@ -245,6 +246,19 @@ async def test_failures_of_a_candidate_reach_the_judge_and_no_client(shared, mod
     assert {each.status for each in answers} == {200}
     assert {row.version for row in rows} == {2}
     assert sum(not row.ok for row in rows) == sum(each.version == 1 for each in answers) > 0
+
+
+@pytest.mark.parametrize("status", ["UNKNOWN", "INTERNAL", "UNAVAILABLE", "CANCELLED"])
+async def test_what_a_candidate_says_when_it_breaks_or_ends_is_not_passed_on(shared, model, status):
+    """A server on its way down cancels the calls that it has: stable answers them, like those that broke."""
+    async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
+        v2.fails, v2.grpc_failure = lambda _: True, grpc.StatusCode[status]
+        await begin_rollout(shared, v1, v2)
+        await call(shared.client.put_split, model, "me", 1000, 10)
+        answers = await client.many(10, "grpc")
+        rows = await rows_after(shared, model, 0, 10)
+    assert {(each.status, each.version) for each in answers} == {(200, 1)}
+    assert {(row.version, row.ok) for row in rows} == {(2, False)}
 
 
 async def test_a_killed_candidate_fails_every_request_that_was_meant_for_it(shared, model):
