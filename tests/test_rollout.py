@@ -104,7 +104,7 @@ def spec(task: str = "rollback_sensor", *, max_seconds: float = 5.0, permille: i
     step = replace(POLICY.rollout.steps[1], permille=permille, min_seconds=0.0, max_seconds=max_seconds)
     limits = {
         "step": section(step),
-        "rollout": section(replace(POLICY.rollout, **changes)),
+        "rollout": section(replace(POLICY.rollout, indifferent_below_ms=10.0, **changes)),
         "trigger": section(POLICY.trigger),
         "shadow": section(replace(POLICY.shadow, min_seconds=0.0, max_seconds=max_seconds)),
     }
