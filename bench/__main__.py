@@ -24,6 +24,7 @@ from bench import (
     latency_gate,
     mutation,
     offline,
+    tuning,
     whole,
 )
 from bench.figures import Figure
@@ -41,6 +42,7 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "conformance": conformance.measure,
     "latency_gate": latency_gate.measure,
     "latency_turns": latency_gate.measure_turns,
+    "tuning": tuning.measure,
     "gateway": gateway.measure,
     "whole": whole.measure,
     "containers": containers.measure,
@@ -48,7 +50,7 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "mutation": mutation.measure,
 }
 SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "latency_gate", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_turns", "latencies_aa", "mutation")
+FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_turns", "tuning", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

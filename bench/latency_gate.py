@@ -153,9 +153,7 @@ def _verdict(over: float, limits: LatencyBenchmark, seed: int) -> tuple[Outcome,
 
 
 def measure_turns() -> list[Figure]:
-    os.environ["PENSTOCK_TRITON"] = shlex.join(
-        [str(read_settings(os.environ).python("triton")), str(ROOT / "docker" / "triton" / "serve.py")]
-    )
+    let_triton_run()
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name, load_client() as client, child([sys.executable, "-c", BUSY]):
         folder = Path(name)
         with _compared(client, folder, LAYERS, LAYERS) as run:
@@ -223,6 +221,12 @@ def _slower_layers(client: LoadClient, folder: Path) -> tuple[int, float]:
 
 
 # Small things
+
+
+def let_triton_run() -> None:
+    """Private servers are started with this command from now on."""
+    python = read_settings(os.environ).python("triton")
+    os.environ["PENSTOCK_TRITON"] = shlex.join([str(python), str(ROOT / "docker" / "triton" / "serve.py")])
 
 
 def made(folder: Path, layers: int, width: int) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from made_bundles import MODEL, golden_rows, make_bundle
 
 from validation import tune_serving
+from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec
 from validation.serving import NotTunable
 
@@ -25,11 +26,13 @@ LIMITS = {
 
 @pytest.fixture
 def tune(tmp_path, monkeypatch):
-    """Runs the task on a made bundle, with few queries each, against a fake server that behaves as told."""
+    """Runs the task on a made bundle, with few queries each, against a fake server that behaves as told; the client has this ceiling."""
     for name, few in {"FULL_S": 0.2, "QUERIES": 20, "WARM_UP_QUERIES": 40, "ALONE_QUERIES": 5, "SHARES": (0.5,)}.items():
         monkeypatch.setattr(tune_serving, name, few)
 
-    def run(behaviour="instances", rows=20, **limits):
+    def run(behaviour="instances", rows=20, ceiling_rps=1e6, **limits):
+        client = ClientLimits(floor_p50_ms=0.1, floor_p99_ms=0.2, slip_p99_ms=0.1, ceiling_rps=ceiling_rps)
+        monkeypatch.setattr(tune_serving, "client_limits", lambda *_: client)
         monkeypatch.setenv("PENSTOCK_TRITON", f"{sys.executable} {FAKE} --behaviour={behaviour}")
         spec = Spec(
             task="tune_serving",
@@ -63,6 +66,14 @@ def test_no_configuration_is_chosen_that_breaks_the_p99(tune):
     (finding,) = decision.findings
     assert (finding.outcome, decision.outputs) == (Outcome.INCONCLUSIVE, {})
     assert "no configuration holds a p99 of 1 ms; the default breaks it with one request at a time" in finding.why
+
+
+def test_a_client_near_its_own_ceiling_tunes_nothing(tune):
+    """What was found would be the client's limit and not the server's: no configuration is given out, and the finding says the figures."""
+    decision = tune(ceiling_rps=60.0)
+    (finding,) = decision.findings
+    assert (finding.outcome, decision.outputs) == (Outcome.INCONCLUSIVE, {})
+    assert "the load client manages 60 requests a second here; 2 times" in finding.why
 
 
 def test_the_search_ends_with_its_time(tune, tmp_path):

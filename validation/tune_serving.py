@@ -10,6 +10,8 @@ What was found is no promise: `latency_benchmark` judges the packaged model afte
 |---------|-------------------------------------------------------------------------------------------|
 | loads   | Triton loads the model as exported (only when Triton itself says that it does not)        |
 | tuned   | a configuration holds the p99 at the expected rate and alone; the best of those is chosen |
+
+What the best of them bears must lie well below what the load client itself manages: else it is the client that was tuned.
 """
 
 from __future__ import annotations
@@ -20,17 +22,19 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from validation.bundle import OpenBundle, read_bundle
+from validation.bundle import read_bundle
+from validation.client_limits import client_limits
 from validation.contract import BadSpec, Decision, Spec
 from validation.findings import failed, inconclusive, passed
 from validation.golden_requests import golden_requests
 from validation.judges import queries_needed
+from validation.latency_judge import HEADROOM
 from validation.load_client import Answers, LoadClient, Target, load_client
 from validation.policy import BadPolicy, TuneServing, parse
 from validation.private_server import DoesNotLoad, private_server
@@ -75,7 +79,18 @@ def run(spec: Spec, evidence: Path) -> Decision:
     with read_bundle(spec.need_bundle()) as bundle, load_client() as client:
         if bundle.manifest.rows == 0:
             return Decision(findings=(inconclusive("tuned", "the golden set has no rows to send", "give it rows"),))
-        tuning = Tuning(client, bundle, limits, np.random.default_rng(spec.seed), evidence / "triton.log")
+        rng = np.random.default_rng(spec.seed)
+        ceiling_rps = client_limits(client, "http", limits.rate_per_s, rng).ceiling_rps
+        requests = golden_requests(bundle, "http", limits.batch_sizes, (), rng)
+        tuning = Tuning(
+            client=client,
+            model=bundle.manifest.model,
+            directory=bundle.model_directory,
+            requests=requests,
+            limits=limits,
+            rng=rng,
+            log=evidence / "triton.log",
+        )
         try:
             seen = search(space, tuning.measure, max(LEAST, every // PART))
         except NotTunable as reason:
@@ -83,15 +98,19 @@ def run(spec: Spec, evidence: Path) -> Decision:
         except DoesNotLoad as reason:
             return Decision(findings=(failed("loads", f"does not load: {reason}"),))
     (evidence / "curve.json").write_text(json.dumps([each.to_dict() for each in tuning.borne], indent=1))
-    return _decided(seen, every, tuning.borne, limits)
+    return _decided(seen, every, tuning.borne, limits, ceiling_rps)
 
 
-def _decided(seen: dict[Serving, float], every: int, borne: Sequence[Borne], limits: TuneServing) -> Decision:
+def _decided(seen: dict[Serving, float], every: int, borne: Sequence[Borne], limits: TuneServing, ceiling_rps: float) -> Decision:
     measured = f"{len(seen)} of {every} configurations were measured"
     if not seen or not seen[chosen := best(seen)] > 0:
         broken = f"; the default breaks it {borne[0].broken}" if borne else ""
         why = f"no configuration holds a p99 of {limits.p99_ms:g} ms{broken}; {measured}"
         return Decision(findings=(inconclusive("tuned", why, "raise p99_ms or max_seconds, or lower rate_per_s"),))
+    if not HEADROOM * seen[chosen] <= ceiling_rps:
+        why = f"the load client manages {ceiling_rps:,.0f} requests a second here; {HEADROOM:g} times {seen[chosen]:,.0f} are needed"
+        advice = "run it where a core is faster, or take tune_serving out of the policy"
+        return Decision(findings=(inconclusive("tuned", f"{why}; {measured}", advice),))
     default = next(iter(seen.values()))
     gain = f"; the default: {default:,.0f}" if chosen != Serving() else ", which is the default"
     why = f"{chosen}: {seen[chosen]:,.0f} requests a second within a p99 of {limits.p99_ms:g} ms{gain}; {measured}"
@@ -99,41 +118,43 @@ def _decided(seen: dict[Serving, float], every: int, borne: Sequence[Borne], lim
     return Decision(findings=(passed("tuned", why, **details),), outputs={"serving": asdict(chosen)})
 
 
+@dataclass(kw_only=True)
 class Tuning:
-    """Measures one configuration after another on private servers."""
+    """Measures one configuration after another on private servers of one model directory, with these ready-made HTTP requests."""
 
-    def __init__(self, client: LoadClient, bundle: OpenBundle, limits: TuneServing, rng: np.random.Generator, log: Path) -> None:
-        self._client = client
-        self._bundle = bundle
-        self._limits = limits
-        self._rng = rng
-        self._log = log
-        self._end_s = time.monotonic() + limits.max_seconds
-        self._requests = golden_requests(bundle, "http", limits.batch_sizes, (), rng)
-        self.borne: list[Borne] = []
+    client: LoadClient
+    model: str
+    directory: Path
+    requests: tuple[bytes, ...]
+    limits: TuneServing
+    rng: np.random.Generator
+    log: Path
+    borne: list[Borne] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._end_s = time.monotonic() + self.limits.max_seconds
 
     def measure(self, serving: Serving) -> float:
         """Requests a second within the p99. Raises `Spent` when the policy's time is over."""
         if time.monotonic() > self._end_s and self.borne:
             raise Spent
-        model = self._bundle.manifest.model
         with tempfile.TemporaryDirectory(prefix="tuning-") as name:
-            directory = Path(name) / model
-            shutil.copytree(self._bundle.model_directory, directory)
+            directory = Path(name) / self.model
+            shutil.copytree(self.directory, directory)
             config = directory / "config.pbtxt"
             config.write_text(configured(config.read_text(), serving))
-            with private_server(model, directory, f"tuning--{model}--v{self._bundle.manifest.version}", self._log) as server:
-                self._client.open("tuned", Target(protocol="http", address=server.address("http"), requests=self._requests))
+            with private_server(self.model, directory, f"tuning--{self.model}", self.log) as server:
+                self.client.open("tuned", Target(protocol="http", address=server.address("http"), requests=self.requests))
                 try:
                     self.borne.append(self._borne(serving))
                 finally:
-                    self._client.close("tuned")
+                    self.client.close("tuned")
         return self.borne[-1].within_rps
 
     def _borne(self, serving: Serving) -> Borne:
-        limit_ms, expected = self._limits.p99_ms, self._limits.rate_per_s
-        self._client.send_closed("tuned", WARM_UP_QUERIES, AT_ONCE)
-        alone_ms = _p99_ms(self._client.send_closed("tuned", ALONE_QUERIES, 1))
+        limit_ms, expected = self.limits.p99_ms, self.limits.rate_per_s
+        self.client.send_closed("tuned", WARM_UP_QUERIES, AT_ONCE)
+        alone_ms = _p99_ms(self.client.send_closed("tuned", ALONE_QUERIES, 1))
         expected_ms = _p99_ms(self._open_load(expected))
         full = self._full_rps()
         within, broken = 0.0, ""
@@ -148,12 +169,12 @@ class Tuning:
 
     def _open_load(self, rate_per_s: float) -> Answers:
         queries = max(QUERIES, int(rate_per_s * FULL_S))
-        return self._client.send("tuned", poisson(rate_per_s, queries, self._rng), self._rng.integers(len(self._requests), size=queries))
+        return self.client.send("tuned", poisson(rate_per_s, queries, self.rng), self.rng.integers(len(self.requests), size=queries))
 
     def _full_rps(self) -> float:
         """Throughput with `AT_ONCE` requests under way, over about a second."""
-        rate = _rate(self._client.send_closed("tuned", WARM_UP_QUERIES, AT_ONCE))
-        return _rate(self._client.send_closed("tuned", max(WARM_UP_QUERIES, int(rate * FULL_S)), AT_ONCE))
+        rate = _rate(self.client.send_closed("tuned", WARM_UP_QUERIES, AT_ONCE))
+        return _rate(self.client.send_closed("tuned", max(WARM_UP_QUERIES, int(rate * FULL_S)), AT_ONCE))
 
 
 def _p99_ms(answers: Answers) -> float:
