@@ -28,5 +28,6 @@ class LatencyBenchmark(TaskOperator):
 
     def job(self, spec: Spec) -> Job:
         device = self.policy.latency_benchmark.device
-        gpu = int(device.removeprefix("gpu")) if device != "cpu" else None
-        return replace(super().job(spec), gpu=gpu)
+        if device == "cpu":
+            return super().job(spec)
+        return replace(super().job(spec), gpu=int(device.removeprefix("gpu")), environment="latency_benchmark_gpu")

@@ -140,7 +140,7 @@ class ProcessRuntime:
     def _spawn(self, job: Job, folder: Path) -> None:
         python = self.state / "envs" / job.environment / "bin" / "python"
         if not python.exists():
-            advice = "run `make up` once, or `make extras` for an optional one"
+            advice = f"run `make up` once, or `make extras EXTRAS={job.environment}` for an optional one"
             raise CannotStart(f"environment {job.environment!r} is not installed ({python} is missing): {advice}")
         (folder / "out").mkdir()
         (folder / "spec.json").write_text(job.spec_json)

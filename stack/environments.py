@@ -37,12 +37,14 @@ ENVIRONMENTS: Mapping[str, tuple[str, ...]] = {  # environment -> packages of th
     "golden_set": ("validation",),
     "distribution": ("validation",),
     "latency_benchmark": ("validation",),
+    "latency_benchmark_gpu": ("validation",),
     "integration": ("validation",),
     "rollout": ("delivery", "validation"),
     "training": ("demo",),
     "tests": PACKAGES,
 }
-OPTIONAL = ("export_boosting", "export_torch", "export_tensorflow")  # heavy frameworks: installed only where a policy asks for them
+EXTRAS = ("export_boosting", "export_torch", "export_tensorflow")  # heavy frameworks: installed only where a policy asks for them
+OPTIONAL = (*EXTRAS, "latency_benchmark_gpu")  # which brings CUDA with it, and is of use only where there is a GPU
 CONTAINERS_ONLY = ("engine_gate",)  # what only a stack of containers runs: installed in its image
 ALWAYS = tuple(name for name in ENVIRONMENTS if name not in (*OPTIONAL, *CONTAINERS_ONLY))
 RUNNING = tuple(name for name in ALWAYS if name != "tests")  # what the stack needs
@@ -205,7 +207,7 @@ def main(arguments: list[str]) -> int:
 
     `--lock` resolves the locks instead.
     """
-    groups = {"all": ALWAYS, "running": RUNNING, "extras": OPTIONAL}
+    groups = {"all": ALWAYS, "running": RUNNING, "extras": EXTRAS}
     names = [name for word in arguments for name in groups.get(word, (word,))]
     start = time.monotonic()
     try:

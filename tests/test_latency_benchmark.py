@@ -17,6 +17,7 @@ from validation import child, latency_benchmark, machine, private_server
 from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec, Stable
 from validation.golden_requests import of_length
+from validation.gpu import GpuSeen
 from validation.latency_judge import CANDIDATE, STABLE, Measured, judge
 from validation.load_client import Answers
 from validation.load_run import LoadRun
@@ -123,6 +124,14 @@ class Sends:
 
     def send_closed(self, name, queries, concurrency):
         return name, queries, concurrency
+
+
+class IsAnswered:
+    """A client whose every query is answered after ten milliseconds."""
+
+    def send(self, name, due_s, picks):
+        del name, picks
+        return Answers(due_s=due_s, sent_s=due_s, done_s=due_s + 0.01, errors={}, cpu_s=0.0)
 
 
 @pytest.mark.parametrize(("arrivals", "words"), [("closed_loop", "hides what waiting users"), ("fixed_rate", "hides the queues")])
@@ -262,6 +271,8 @@ def test_late_sends_make_the_measurement_invalid():
         ({"warm_up": None}, "not steady after 20 s of warm-up"),
         ({"taken": machine.Taken(stolen=0.02, held_up=0.0, too_hot=0)}, "the hypervisor took 2.0% of the CPU time; 1.0% are allowed"),
         ({"taken": machine.Taken(stolen=0.0, held_up=0.0, too_hot=3)}, "slowed down 3 times for its heat"),
+        ({"gpu": GpuSeen(name="T4", slowed=("by its driver, for its heat",))}, "the GPU was slowed down by its driver, for its heat"),
+        ({"gpu": GpuSeen(unknown="no driver")}, "the state of the GPU cannot be read: no driver"),
     ],
 )
 def test_an_unfit_machine_makes_it_invalid(changes, words):
@@ -269,6 +280,27 @@ def test_an_unfit_machine_makes_it_invalid(changes, words):
     load = judge(measured(**changes), limits(taken_share=0.01))[1]
     assert (load.outcome, load.why.startswith("INVALID")) == (Outcome.INCONCLUSIVE, True)
     assert words in load.why
+
+
+def test_a_gpu_that_was_once_unfit_stays_so():
+    """A later look at a cool device does not mend the queries before; a fit one is told with the load."""
+    fit = GpuSeen(name="T4", busy=0.4, memory_mib=800.0, clock_mhz=1500.0, most_clock_mhz=1590.0)
+    found = measured()
+    found.saw(fit)
+    assert "T4: busy 40% of the time" in judge(found, limits())[1].why
+    found.saw(GpuSeen(name="T4", slowed=("by its power supply",)))
+    found.saw(fit)
+    assert judge(found, limits())[1].outcome is Outcome.INCONCLUSIVE
+
+
+def test_a_load_on_a_gpu_is_watched(monkeypatch):
+    """From its first query to its last, on the device that the task may use; without NVIDIA's library nothing is passed."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    found = Measured(client=CLIENT)
+    on_gpu = limits(protocol="in_process", provider="cuda", device="gpu0", min_queries=700)
+    LoadRun(IsAnswered(), on_gpu, np.random.default_rng(1)).measure_load(found)
+    assert found.gpu is not None
+    assert "cannot be read: ModuleNotFoundError" in judge(found, on_gpu)[1].why
 
 
 def test_a_model_that_never_keeps_up_is_too_slow_and_not_unknown():

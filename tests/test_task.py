@@ -486,7 +486,9 @@ def test_a_benchmark_has_its_device_for_itself(device: str, gpu: int | None) -> 
     benchmark = LatencyBenchmark(policy=replace(POLICY, latency_benchmark=replace(POLICY.latency_benchmark, **how)))
     pools = json.loads((ROOT / "docker" / "airflow" / "pools.json").read_text())
     assert pools[benchmark.pool]["slots"] == 1
-    assert (benchmark.pool, benchmark.job(SPEC).gpu) == (f"penstock-{device}", gpu)
+    job = benchmark.job(SPEC)
+    assert (benchmark.pool, job.gpu) == (f"penstock-{device}", gpu)
+    assert job.environment == ("latency_benchmark" if gpu is None else "latency_benchmark_gpu")
 
 
 def test_the_only_job_that_puts_up_walls_of_its_own_is_export() -> None:

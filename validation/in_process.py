@@ -64,6 +64,8 @@ def session(path: str, provider: str) -> Any:
     """An ONNX Runtime session that surely uses the provider, on one thread. Raises `NoProvider` or `DoesNotRun`."""
     import onnxruntime
 
+    if provider != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA's and cuDNN's libraries from their own wheels, where there are such
     word, there = PROVIDERS[provider], onnxruntime.get_available_providers()
     if word not in there:
         raise NoProvider(f"provider {provider!r} is not there; this ONNX Runtime has {', '.join(there)}: install onnxruntime-gpu for a GPU")

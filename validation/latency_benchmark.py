@@ -161,7 +161,8 @@ def _figures(measured: Measured) -> dict[str, Any]:
     figures |= measured.costs
     known: dict[str, Any] = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     curve = {name: [asdict(each) for each in rungs] for name, rungs in measured.curve.items()}
-    return {**known, "warm_up_queries": measured.warm_up, "client": measured.client.to_dict(), "curve": curve}
+    device = measured.gpu.to_dict() if measured.gpu else None
+    return {**known, "warm_up_queries": measured.warm_up, "client": measured.client.to_dict(), "curve": curve, "gpu": device}
 
 
 def _limits(spec: Spec) -> LatencyBenchmark:

@@ -16,6 +16,7 @@ import numpy as np
 from validation.client_limits import ClientLimits
 from validation.contract import Finding, Outcome
 from validation.findings import failed, inconclusive, passed
+from validation.gpu import GpuSeen
 from validation.judges import quantile_within
 from validation.load_client import Answers
 from validation.machine import Taken
@@ -56,7 +57,7 @@ class Measured:
     `blocks` are latencies in s by who was asked, one array a block. `warm_up` is how many queries the warm-up had, or None when it did not
     end. `stable_trouble` says why stable could not be measured beside it. `costs` are the candidate's: seconds from the start of its server
     until it was ready, and MiB of memory after the load. `at_throughput` is a load of its own, at the rate that it must bear; `curve` has
-    what loads at other rates were like, by who was asked.
+    what loads at other rates were like, by who was asked. `gpu` is the device that it ran on, if it ran on one.
     """
 
     client: ClientLimits
@@ -71,6 +72,12 @@ class Measured:
     stable_trouble: str = ""
     at_throughput: Measured | None = None
     curve: dict[str, list[Rung]] = field(default_factory=dict)
+    gpu: GpuSeen | None = None
+
+    def saw(self, gpu: GpuSeen | None) -> None:
+        """The latest look at the device; what was wrong with an earlier one stays wrong."""
+        if self.gpu is None or self.gpu.trouble() is None:
+            self.gpu = gpu
 
     def add_block(self, name: str, answers: Answers) -> None:
         """A failure of the candidate's is one, in whatever load it comes; stable's are not its fault."""
@@ -183,7 +190,8 @@ def _load(measured: Measured, limits: LatencyBenchmark) -> Finding:
     for trouble, advice in _troubles(measured, limits, late):
         return inconclusive("load", f"INVALID: {trouble}", advice, **details)
     loaded = f"{measured.queries} queries, {_arrivals(limits)}, after {measured.warm_up} of warm-up"
-    return passed("load", f"VALID: {loaded}; {late:.2%} sent late; {measured.client}", **details)
+    on = f"; {measured.gpu}" if measured.gpu else ""
+    return passed("load", f"VALID: {loaded}; {late:.2%} sent late; {measured.client}{on}", **details)
 
 
 def _troubles(measured: Measured, limits: LatencyBenchmark, late: float) -> Iterator[tuple[str, str]]:
@@ -203,6 +211,8 @@ def _troubles(measured: Measured, limits: LatencyBenchmark, late: float) -> Iter
         yield why, "measure on a less busy machine, or lower rate_per_s"
     if measured.taken and (trouble := measured.taken.trouble(limits.taken_share)):
         yield trouble, "measure on another machine, or give the task more CPU"
+    if measured.gpu and (trouble := measured.gpu.trouble()):
+        yield trouble, "let it cool, look after its power, and see that NVIDIA's driver with its library NVML can be reached from the task"
 
 
 def _arrivals(limits: LatencyBenchmark) -> str:

@@ -38,11 +38,12 @@ def page(measured: Measured, findings: Sequence[Finding]) -> str:
     deciding = next((each for each in findings if each.outcome is outcome), None)
     why = f": {deciding.name}: {html.escape(deciding.why)}" if deciding and outcome is not Outcome.PASSED else ""
     rows = "".join(_row(each) for each in findings)
+    on = f"{measured.client}; {measured.gpu}" if measured.gpu else str(measured.client)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>latency_benchmark</title>'
         f'<style>{STYLE}</style></head><body><h1>Latency under load</h1><p class="{outcome.word}"><b>{outcome.word}</b>{why}</p>'
         f"<table><tr><th>finding<th>outcome<th>observed<th>limit<th>n<th>why</tr>{rows}</table>"
-        f"<p>{html.escape(str(measured.client))}</p>{_plots(measured, findings) if measured.queries else ''}</body></html>\n"
+        f"<p>{html.escape(on)}</p>{_plots(measured, findings) if measured.queries else ''}</body></html>\n"
     )
 
 

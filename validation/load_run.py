@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from validation import machine
+from validation import gpu, machine
 from validation.contract import Outcome, worst
 from validation.latency_judge import (
     CANDIDATE,
@@ -52,7 +52,9 @@ class LoadRun:
         before = machine.look()
         for queries in queries_at(limits):
             after_s = float(measured.due_s[-1]) if measured.queries else 0.0
-            measured.add(self.send(CANDIDATE, queries - measured.queries, limits.rate_per_s), after_s)
+            with gpu.watched(gpu.visible_device() if limits.device != "cpu" else None) as seen:
+                measured.add(self.send(CANDIDATE, queries - measured.queries, limits.rate_per_s), after_s)
+                measured.saw(seen())
             measured.taken = machine.taken(before, machine.look())
             if measured.warm_up is None or worst(each.outcome for each in judge_load(measured, limits)) is not Outcome.INCONCLUSIVE:
                 return
