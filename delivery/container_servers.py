@@ -19,7 +19,7 @@ import tarfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from docker import DockerClient
 from docker.errors import APIError, DockerException, NotFound
@@ -31,6 +31,10 @@ from delivery.image import Place as ImagePlace
 from delivery.image_registry import Credentials, Reference
 from delivery.triton import NAME, POLL_S, NotReady, Server, ServerTrouble, answers_ready, ended, reason_in
 from validation.contract import BadSpec, Spec
+
+if TYPE_CHECKING:
+    from delivery.director_client import Director
+    from delivery.registry import Registry
 
 SERVER_LABEL, PROJECT_LABEL, ADDRESS_LABEL = "penstock.server", "penstock.project", "penstock.address"
 STOP_WAIT_S = 15
@@ -146,6 +150,11 @@ class ContainerServers:
             if container is None:
                 raise ServerTrouble(f"there is no container of {name}")
             return files_in(container)
+
+    def archive(self, model: str, versions: int, registry: Registry, director: Director) -> str:
+        """Nothing yet: of each version there is an image, and none of several."""
+        del model, registry, director
+        return "servers are containers here, for which there is no archive yet: no version is kept in one" if versions else ""
 
     def _created(self, name: str, source: str, wanted: str | None) -> Any:
         self._insist_on_image(source)

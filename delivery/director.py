@@ -69,6 +69,13 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Archived:
+    """Body of PUT archived: all versions of the model that the archive serves; `http` and `grpc` are each the archive's."""
+
+    versions: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Share:
     """Body of PUT shadow; a share above 0 needs a time to live, from 2 to 600 s."""
 
@@ -142,6 +149,7 @@ class Api:
             web.put(f"{model}/stable", self.put_stable),
             web.post(f"{model}/undo", self.undo),
             web.delete(f"{model}/previous", self.delete_previous),
+            web.put(f"{model}/archived", self.put_archived),
             web.get(f"{model}/observations", self.observations),
             web.get(f"{model}/mirrored", self.mirrored),
             web.put(f"{model}/delivery", self.put_delivery),
@@ -206,6 +214,10 @@ class Api:
 
     async def undo(self, request: web.Request) -> web.Response:
         await self._switchboard.undo(_model(request), (await _body(request, Promotion)).version)
+        return self._described(_model(request))
+
+    async def put_archived(self, request: web.Request) -> web.Response:
+        await self._switchboard.put_archived(_model(request), (await _body(request, Archived)).versions)
         return self._described(_model(request))
 
     async def delete_previous(self, request: web.Request) -> web.Response:

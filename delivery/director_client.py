@@ -7,7 +7,7 @@ httpx and nothing of the director's own. It repeats no call by itself and decide
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class ModelView:
     candidate: Backend | None
     shadow_permille: int
     split: SplitView | None
+    archived: tuple[Backend, ...] = ()
 
 
 class Row(NamedTuple):
@@ -177,6 +178,13 @@ class Director:
     def delete_previous(self, model: str) -> ModelView:
         return _view(self._ask("DELETE", f"/v1/models/{model}/previous", timeout=CHANGE_TIMEOUT))
 
+    def put_archived(self, model: str, backends: Iterable[Backend]) -> ModelView:
+        """These versions and no others answer those who pin them, from the archive; returns once the gateway shows it. Raises `Refused`
+        for a version that has a role.
+        """
+        rows = [{"version": each.version, "http": each.http, "grpc": each.grpc} for each in backends]
+        return _view(self._ask("PUT", f"/v1/models/{model}/archived", {"versions": rows}, timeout=CHANGE_TIMEOUT))
+
     def observations(self, model: str, after: int = 0) -> Rows:
         """At most 20,000 rows after number `after`, oldest first."""
         answer = self._ask("GET", f"/v1/models/{model}/observations", after=after)
@@ -243,7 +251,8 @@ def _refusal(status: int, row: Mapping[str, Any]) -> Exception:
 def _view(answer: Mapping[str, Any]) -> ModelView:
     roles = {name: Backend(**answer[name]) if answer[name] else None for name in ("stable", "previous", "candidate")}
     split = SplitView(**answer["split"]) if answer["split"] else None
-    return ModelView(model=answer["model"], shadow_permille=answer["shadow_permille"], split=split, **roles)
+    archived = tuple(Backend(**each) for each in answer["archived"])
+    return ModelView(model=answer["model"], shadow_permille=answer["shadow_permille"], split=split, archived=archived, **roles)
 
 
 def _orders(answer: Mapping[str, Any]) -> OrdersView:

@@ -19,7 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delivery.traffic import PROTOCOLS, WHOLE, Backend, ModelTraffic, cluster_name, host_and_port, pinned_name, runtime_prefix
+from delivery.traffic import (
+    PROTOCOLS,
+    WHOLE,
+    Backend,
+    ModelTraffic,
+    archived_name,
+    cluster_name,
+    host_and_port,
+    pinned_name,
+    runtime_prefix,
+)
 from validation.contract import canonical_json, sha256
 
 Json = dict[str, Any]
@@ -59,9 +69,13 @@ class Timeouts:
 
 
 def render_clusters(traffic: ModelTraffic) -> list[Json]:
-    """Four clusters per version, two for each protocol: its share's, where the fallback is priority 1, and one for those who pin it."""
+    """Four clusters per version, two for each protocol: its share's, where the fallback is priority 1, and one for those who pin it.
+
+    An archived version has the latter only.
+    """
     rendered = [(_cluster(traffic, backend, each), _pinned_cluster(traffic, backend, each)) for backend, each in _served(traffic)]
-    return [cluster for pair in rendered for cluster in pair]
+    archived = [_pinned_cluster(traffic, backend, each) for backend in traffic.archived for each in PROTOCOLS]
+    return [*(cluster for pair in rendered for cluster in pair), *archived]
 
 
 def version_clusters(model: str, version: int) -> set[str]:
@@ -76,6 +90,7 @@ def render_routes(traffic: ModelTraffic, timeouts: Timeouts, recorder_permille: 
     if traffic.empty:
         return []
     pinned = [_pinned_route(traffic.model, backend, each, timeouts) for backend, each in _served(traffic)]
+    pinned += [_archived_route(traffic.model, backend, each, timeouts) for backend in traffic.archived for each in PROTOCOLS]
     open_to_all = [(_unknown_pin(traffic.model, each), _unpinned(traffic, each, timeouts, recorder_permille)) for each in PROTOCOLS]
     return [*pinned, *(route for pair in open_to_all for route in pair)]
 
@@ -239,6 +254,20 @@ def _pinned_route(model: str, backend: Backend, protocol: str, timeouts: Timeout
         "route": {"timeout": f"{timeouts.total_s:g}s", "cluster": pinned_name(model, backend.version, protocol)},
         "response_headers_to_add": [_header(VERSION_HEADER, cluster_name(model, backend.version, protocol))],
     }
+
+
+def _archived_route(model: str, backend: Backend, protocol: str, timeouts: Timeouts) -> Json:
+    """The archive knows it by another name. Paths are rewritten; a gRPC call has its model in the body, where the caller must say that
+    name: under the model's own name the archive knows nothing, and answers so.
+    """
+    route = _pinned_route(model, backend, protocol, timeouts)
+    if protocol == "http":
+        pattern = {"regex": rf"^/v2/models/{model}(?:/versions/[0-9]+)?(.*)$"}
+        route["route"]["regex_rewrite"] = {
+            "pattern": pattern,
+            "substitution": rf"/v2/models/{archived_name(model, backend.version)}\1",
+        }
+    return route
 
 
 def _unknown_pin(model: str, protocol: str) -> Json:

@@ -2,23 +2,26 @@
 
 Last task of a delivery that passed everything. The order makes a crash repairable at each point: a tag on the version announces the
 promotion, then the gateway's stable changes, then the container registry's serving tag, then the aliases, then the outcome, then the tag
-goes. A version that is stable at the gateway
+goes. Last the archive follows: what had to go is loaded there before its own server stops. A version that is stable at the gateway
 and still carries the tag is a promotion to be finished; `claim` and `restore` do that with `finish`. It judges nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from delivery import servers as places
-from delivery.director_client import Director
+from delivery.director_client import Director, DirectorUnreachable, Refused
 from delivery.findings import failed, passed
 from delivery.orders_watch import not_aborted
 from delivery.registry import DELIVERY, OUTCOME, PREVIOUS, PRODUCTION, PROMOTING, ModelVersion, Registry
+from delivery.rollout import limit
+from delivery.servers import Servers
 from delivery.serving_tag import follow_image
-from delivery.triton import Server, server_name
+from delivery.triton import NoFreePorts, ServerTrouble, server_name
 from validation.contract import Decision, Finding, Outcome, Spec
+from validation.policy import Archive
 
 PROMOTED = "promoted"
 
@@ -26,12 +29,10 @@ PROMOTED = "promoted"
 def run(spec: Spec, evidence: Path) -> Decision:
     del evidence
     servers = places.from_env()
-    return promote(spec, Registry.from_env(), Director.from_env(), servers.running, servers.stop)
+    return promote(spec, Registry.from_env(), Director.from_env(), servers)
 
 
-def promote(
-    spec: Spec, registry: Registry, director: Director, servers: Callable[[], Mapping[str, Server]], stop: Callable[[str], None]
-) -> Decision:
+def promote(spec: Spec, registry: Registry, director: Director, servers: Servers) -> Decision:
     """Done twice it changes nothing the second time. Raises when gateway or registry do not answer; then Airflow retries it."""
     version = registry.version(spec.model, spec.version)
     if version.tags.get(DELIVERY) != spec.delivery:
@@ -43,8 +44,10 @@ def promote(
     registry.tag(version, {PROMOTING: spec.delivery})
     director.put_stable(spec.model, spec.version)
     finish(registry, version, why=f"{version.name} passed every gate and every step", evidence=_delivery_evidence(spec))
-    stopped = _stop_retired(spec.model, director, servers(), stop)
-    return Decision(findings=(shown, _serving(spec, director), _aliases(spec, registry)), outputs={"stopped": stopped})
+    archived = _archived(spec, registry, director, servers)
+    stopped = _stop_retired(spec.model, director, servers.running(), servers.stop)
+    findings = (shown, _serving(spec, director), _aliases(spec, registry))
+    return Decision(findings=findings, outputs={"stopped": stopped, "archived": archived})
 
 
 def _shown(spec: Spec) -> Finding:
@@ -79,6 +82,15 @@ def _stop_retired(model: str, director: Director, names: Iterable[str], stop: Ca
     for name in names:
         stop(name)
     return names
+
+
+def _archived(spec: Spec, registry: Registry, director: Director, servers: Servers) -> str:
+    """What the archive keeps. Nobody depends on it, so what it cannot keep is told, and the promotion stands; the next one tries again."""
+    versions = limit(spec, "archive", Archive).versions
+    try:
+        return servers.archive(spec.model, versions, registry, director)
+    except (OSError, ServerTrouble, NoFreePorts, Refused, DirectorUnreachable) as error:
+        return f"the archive was not brought up to date: {error}"[:500]
 
 
 def _serving(spec: Spec, director: Director) -> Finding:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from delivery import triton
 from delivery.triton import Server
 from validation.contract import BadSpec, Spec, sha256
+
+if TYPE_CHECKING:
+    from delivery.director_client import Director
+    from delivery.registry import Registry
 
 
 class Servers(Protocol):
@@ -31,11 +35,14 @@ class Servers(Protocol):
 
     def files(self, name: str) -> dict[str, str]: ...
 
+    def archive(self, model: str, versions: int, registry: Registry, director: Director) -> str: ...
+
 
 class LocalServers:
     """Servers of the local supervisord, from folders of the local store."""
 
     def __init__(self, state: Path) -> None:
+        self._state = state
         self._store = state / "store"
 
     def source(self, spec: Spec) -> str:
@@ -63,6 +70,12 @@ class LocalServers:
         """The sha256 of each file that the server was given, by its name below the repository."""
         folder = triton.repository_of(name)
         return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    def archive(self, model: str, versions: int, registry: Registry, director: Director) -> str:
+        """See `delivery.archive.follow`."""
+        from delivery.archive import follow, local_archive  # only one task needs what it imports
+
+        return follow(model, versions, registry, director, local_archive(self._state))
 
 
 def from_env(environ: Mapping[str, str] = os.environ) -> Servers:

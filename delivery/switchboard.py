@@ -104,7 +104,8 @@ class Switchboard:
         known, lease = self.traffic(model), self.lease(model)
         roles = {name: _plain(getattr(known, name)) for name in ROLES}
         split = lease and {"holder": lease.holder, "permille": lease.permille, "expires_in_s": round(lease.expires_at_s - self._now_s(), 3)}
-        return {"model": model, **roles, "shadow_permille": known.shadow_permille, "split": split}
+        archived = [_plain(each) for each in known.archived]
+        return {"model": model, **roles, "archived": archived, "shadow_permille": known.shadow_permille, "split": split}
 
     def targets(self) -> list[Json]:
         """Every server that tells its own figures, in the words of Prometheus's HTTP service discovery; the others are left out."""
@@ -183,6 +184,11 @@ class Switchboard:
             if self.traffic(model).shadow_permille:
                 self._end_mirror(model)
         await self._confirm_split(model)
+
+    async def put_archived(self, model: str, backends: Iterable[Backend]) -> None:
+        """These versions and no others answer those who pin them, from the archive. No share of any other traffic changes."""
+        async with self._changing(model):
+            await self._install(self.traffic(model).with_archived(backends))
 
     async def delete_previous(self, model: str) -> None:
         async with self._changing(model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -79,7 +79,8 @@ class ModelTraffic:
 
     `previous` is the stable before this one, kept for the undo and as fallback. `shadow_permille` is the share of requests that are
     mirrored to the candidate; it holds as long as it is renewed, and does not survive a restart. `slice_header` is the request header that
-    says which slice a request belongs to; none means that requests are not told apart.
+    says which slice a request belongs to; none means that requests are not told apart. `archived` versions have no role: they answer those
+    who pin them, from a server that has them under names of their own (`archived_name`).
     """
 
     model: str
@@ -88,12 +89,13 @@ class ModelTraffic:
     candidate: Backend | None = None
     shadow_permille: int = 0
     slice_header: str | None = None
+    archived: tuple[Backend, ...] = ()
 
     def __post_init__(self) -> None:
         checked_model(self.model)
         _permille(self.shadow_permille)
         _header(self.slice_header)
-        versions = [each.version for each in self.backends]
+        versions = [each.version for each in (*self.backends, *self.archived)]
         if len(versions) != len(set(versions)):
             raise ValueError(f"{self.model}: one version cannot have two roles: {versions}")
 
@@ -119,7 +121,8 @@ class ModelTraffic:
         if lease is not None:
             raise Held(lease.holder)
         previous = None if self.previous and self.previous.version == backend.version else self.previous
-        return replace(self, candidate=backend, previous=previous, shadow_permille=0)
+        archived = tuple(each for each in self.archived if each.version != backend.version)
+        return replace(self, candidate=backend, previous=previous, archived=archived, shadow_permille=0)
 
     def without_candidate(self, version: int) -> ModelTraffic:
         """Changes nothing when `version` is not the candidate, so that it can be asked for twice."""
@@ -144,7 +147,7 @@ class ModelTraffic:
             return self
         if self.candidate is None or self.candidate.version != version:
             raise Unknown(f"{self.model} v{version} is not the candidate; put it there first")
-        return ModelTraffic(model=self.model, stable=self.candidate, previous=self.stable, slice_header=self.slice_header)
+        return replace(self, stable=self.candidate, previous=self.stable, candidate=None, shadow_permille=0)
 
     def undone(self, version: int, lease: Lease | None) -> ModelTraffic:
         """Stable and previous change places, and `version` is stable again; a candidate stays. Changes nothing when it is stable already.
@@ -159,6 +162,13 @@ class ModelTraffic:
         if lease is not None:
             raise Held(lease.holder)
         return replace(self, stable=self.previous, previous=self.stable)
+
+    def with_archived(self, backends: Iterable[Backend]) -> ModelTraffic:
+        """These answer those who pin them, and no others of the archive do. Raises `NotAllowed` for a version that has a role."""
+        archived = tuple(sorted(backends, key=lambda each: each.version))
+        if roles := {each.version for each in self.backends} & {each.version for each in archived}:
+            raise NotAllowed(f"{self.model} v{min(roles)} has a server of its own; the archive is for versions without a role")
+        return replace(self, archived=archived)
 
     def without_previous(self) -> ModelTraffic:
         return replace(self, previous=None)
@@ -251,6 +261,11 @@ def pinned_name(model: str, version: int, protocol: str) -> str:
     return f"{cluster_name(model, version, protocol)}--pinned"
 
 
+def archived_name(model: str, version: int) -> str:
+    """What the archive's server calls this version: a model of its own, so that none is touched when another comes or goes."""
+    return f"{model}--v{version}"
+
+
 def parse_cluster(name: str) -> tuple[str, int, str] | None:
     """Model, version and protocol of a cluster of ours; `None` for any other name."""
     found = CLUSTER_NAME.fullmatch(name)
@@ -283,7 +298,7 @@ def load(state: Mapping[str, Any]) -> dict[str, ModelTraffic]:
 
 
 def _filled(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: value for key, value in pairs if value is not None}
+    return {key: value for key, value in pairs if value not in (None, ())}
 
 
 def _held_by(lease: Lease | None, holder: str) -> None:

@@ -31,7 +31,8 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from delivery.gateway import write_by_rename
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*--v[1-9][0-9]*")
+ARCHIVE = "archive"  # the one server that has many versions loaded, see `delivery.archive`
+NAME = re.compile(rf"[a-z][a-z0-9]*(-[a-z0-9]+)*--v[1-9][0-9]*|{ARCHIVE}")
 PORTS_PER_SERVER = 3  # http, grpc, metrics
 POLL_S = 0.05
 START_RETRIES = "1000"  # a stable version must come back from whatever goes by; who waits for a start gives up at the first failure
@@ -69,7 +70,7 @@ def server_name(model: str, version: int) -> str:
 
 
 def model_of(name: str) -> str:
-    """The model that a server of this name has loaded."""
+    """The model that a server of this name has loaded; the archive's is empty."""
     return name.rpartition("--v")[0]
 
 
@@ -139,9 +140,12 @@ def wait_ready(server: Server, model: str, timeout_s: float) -> float:
 
 
 def answers_ready(server: Server, model: str) -> bool:
-    """Whether the server itself calls the model ready. It says so too when the model's process is dead: probe with real rows."""
+    """Whether the server itself calls the model ready, or itself for no model. It says so too when the model's process is dead: probe with
+    real rows.
+    """
+    ready = f"models/{model}/ready" if model else "health/ready"
     try:
-        with urllib.request.urlopen(f"http://{server.http}/v2/models/{model}/ready", timeout=2) as answer:
+        with urllib.request.urlopen(f"http://{server.http}/v2/{ready}", timeout=2) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -176,6 +180,7 @@ def _write_program(name: str, repository: Path) -> Server:
     slot = _free_slot({_port(program.server.http) for program in _programs(_state()).values()})
     ports = {"http": slot, "grpc": slot + 1, "metrics": slot + 2}
     flags = [word for kind, port in ports.items() for word in (f"--{kind}", str(port))]
+    flags += ["--keep-going"] if name == ARCHIVE else []
     command = [*shlex.split(os.environ["PENSTOCK_TRITON"]), "--name", name, "--repository", str(repository), *flags]
     lines = {
         "command": shlex.join(command),

@@ -25,7 +25,7 @@ from delivery.paired import NEWEST
 from delivery.pairs import Pair
 from delivery.recorder_client import Page
 from delivery.traffic import Backend, Held, Lapsed, Lease, ModelTraffic, NotAllowed, Unknown, may_release, mirror_ttl, renewed, taken
-from delivery.triton import Server
+from delivery.triton import Server, ServerTrouble
 from validation.paired import COMPARED
 
 NEVER_S = 0.0  # the fake's clock stands still: leases end only when they are released
@@ -118,6 +118,11 @@ class FakeDirector:
         self.leases.pop(model, None)
         return self._view(model)
 
+    def put_archived(self, model: str, backends: Iterable[Backend]) -> ModelView:
+        self._called("put_archived")
+        self.traffic[model] = self._of(model).with_archived(backends)
+        return self._view(model)
+
     def put_stable(self, model: str, version: int) -> ModelView:
         self._called("put_stable")
         self.leases.pop(model, None)
@@ -208,6 +213,7 @@ class FakeDirector:
             candidate=traffic.candidate,
             shadow_permille=traffic.shadow_permille,
             split=split,
+            archived=traffic.archived,
         )
 
 
@@ -217,6 +223,8 @@ class FakeServers:
 
     names: set[str] = field(default_factory=set)
     broken: bool = False
+    broken_archive: bool = False
+    events: list[tuple[Any, ...]] = field(default_factory=list)
 
     def running(self) -> dict[str, Server]:
         return {name: Server(name=name, http="127.0.0.1:18200", grpc="127.0.0.1:18201", metrics="127.0.0.1:18202") for name in self.names}
@@ -228,6 +236,13 @@ class FakeServers:
 
     def start(self, names: Iterable[str]) -> None:
         self.names |= set(names)
+
+    def archive(self, model: str, versions: int, registry: Any, director: Any) -> str:
+        del registry, director
+        if self.broken_archive:
+            raise ServerTrouble("the archive was not ready")
+        self.events += [("archive", model, versions, frozenset(self.names))]
+        return f"{versions} asked for"
 
 
 def backend(version: int) -> Backend:

@@ -220,6 +220,41 @@ async def test_a_candidate_that_is_not_ready_is_not_registered(shared, model):
         wait_until(lambda: f"{model}--v2--http" not in shared.clusters(), "the clusters are gone")
 
 
+# ---- the archive
+
+
+async def test_an_archived_version_answers_those_who_pin_it(shared, model):
+    """Over HTTP under the model's own name, over gRPC under the archive's; nobody else gets there, and nothing of it is evidence."""
+    async with versions(model, 2) as (v2,), versions(f"{model}--v1", 1) as (old,), Client(shared, model) as client:
+        await make_stable(shared, v2)
+        await call(shared.client.put_archived, model, [old.backend])
+        pinned = [await client.http(x_model_version="1"), await client.grpc(x_model_version="1")]
+        others = await client.many(20)
+        rows = await rows_after(shared, model, 0, 20)
+    assert [(each.status, each.version) for each in pinned] == [(200, 1), (200, 1)]
+    assert {each.version for each in others} == {2}
+    assert (old.asked, {row.version for row in rows}) == (2, {2})
+
+
+async def test_what_left_the_archive_is_an_unknown_version(shared, model):
+    """Its clusters go with its routes; the director tells who is archived until then."""
+    async with versions(model, 2) as (v2,), versions(f"{model}--v1", 1) as (old,), Client(shared, model) as client:
+        await make_stable(shared, v2)
+        await call(shared.client.put_archived, model, [old.backend])
+        assert shared.client.model(model).archived == (old.backend,)
+        await call(shared.client.put_archived, model, [])
+        assert (await client.http(x_model_version="1")).status == 404
+    assert not any(name.startswith(f"{model}--v1--") for name in shared.clusters())
+
+
+async def test_no_version_with_a_role_is_archived(shared, model):
+    """The director refuses it and says why."""
+    async with versions(model, 2) as (v2,):
+        await make_stable(shared, v2)
+        with pytest.raises(Refused, match="v2 has a server of its own"):
+            await call(shared.client.put_archived, model, [v2.backend])
+
+
 # ---- what is judged
 
 

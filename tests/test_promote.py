@@ -20,8 +20,9 @@ MEASURED = {"verdicts": [{"task": "integration", "outcome": "passed"}]}
 
 
 def run(registry: Registry, director: FakeDirector, servers: FakeServers, model: str, version: int, **fields: Any) -> Decision:
-    task = spec("promote", model, version, Path("/e"), **{"delivery": "mine", "stable": STABLE, "inputs": WATCHED, **fields})
-    return promote(task, registry, director, servers.running, servers.stop)  # type: ignore[arg-type]
+    limits = {"archive": {"versions": 2}}
+    given = {"delivery": "mine", "stable": STABLE, "inputs": WATCHED, "limits": limits, **fields}
+    return promote(spec("promote", model, version, Path("/e"), **given), registry, director, servers)  # type: ignore[arg-type]
 
 
 def prepared(registry: Registry, model: str) -> tuple[FakeDirector, FakeServers]:
@@ -56,7 +57,24 @@ def test_a_candidate_is_promoted(registry: Registry, model: str) -> None:
     assert [(each.name, each.outcome) for each in decision.findings] == [
         (name, Outcome.PASSED) for name in ("shown", "serving", "registry")
     ]
-    assert decision.outputs == {"stopped": [f"{model}--v1"]}
+    assert decision.outputs == {"stopped": [f"{model}--v1"], "archived": "2 asked for"}
+    check_promoted(registry, director, servers, model)
+
+
+def test_the_archive_follows_before_a_server_stops(registry: Registry, model: str) -> None:
+    """It is told how many versions the policy keeps while the version before the previous one is served still."""
+    director, servers = prepared(registry, model)
+    run(registry, director, servers, model, 3)
+    ((_, asked, versions, running),) = servers.events
+    assert (asked, versions, f"{model}--v1" in running) == (model, 2, True)
+
+
+def test_an_archive_in_trouble_holds_up_no_promotion(registry: Registry, model: str) -> None:
+    """Nobody depends on it: the version is promoted, and what was not archived is told."""
+    director, servers = prepared(registry, model)
+    servers.broken_archive = True
+    decision = run(registry, director, servers, model, 3)
+    assert decision.outputs["archived"] == "the archive was not brought up to date: the archive was not ready"
     check_promoted(registry, director, servers, model)
 
 

@@ -51,6 +51,33 @@ def test_undo_twice_is_undo_once():
     assert PROMOTED.undone(1, None).undone(1, LEASE) == PROMOTED.undone(1, None)
 
 
+ARCHIVED = replace(ROLLOUT, archived=(backend(5), backend(6)))
+
+
+def test_archived_versions_stay_while_roles_move():
+    """A promotion and an undo are none of their business."""
+    assert ARCHIVED.promoted(2).archived == ARCHIVED.archived
+    assert ARCHIVED.promoted(2).undone(1, None).archived == ARCHIVED.archived
+
+
+def test_a_candidate_leaves_the_archive():
+    """A version that is delivered again has a server of its own from then on."""
+    assert ARCHIVED.with_candidate(backend(5), None).archived == (backend(6),)
+
+
+def test_what_has_a_role_is_not_archived():
+    """Two servers of one version would be two truths; the versions are kept in their order."""
+    with pytest.raises(NotAllowed, match="digits v1 has a server of its own"):
+        ROLLOUT.with_archived([backend(5), backend(1)])
+    assert ROLLOUT.with_archived([backend(6), backend(5)]) == ARCHIVED
+
+
+def test_the_archive_survives_a_restart():
+    """It is durable like the roles, and nothing of it is written where there is none."""
+    assert traffic.load(json.loads(json.dumps(traffic.dump({"digits": ARCHIVED})))) == {"digits": ARCHIVED}
+    assert "archived" not in traffic.dump({"digits": ROLLOUT})["models"]["digits"]
+
+
 @pytest.mark.parametrize(
     ("known", "version", "why"),
     [(ROLLOUT, 7, "no version is kept"), (PROMOTED, 7, "v1 is kept"), (ModelTraffic(model="digits"), 1, "no version is kept")],

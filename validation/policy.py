@@ -610,6 +610,16 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Archive:
+    """How many promoted versions that have no role any more stay loaded, for whoever asks for one by its number."""
+
+    versions: int = 0
+
+    def __post_init__(self) -> None:
+        _within(self.versions, 0, 50, "archive.versions")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Retrain:
     """The user's own training module, run in the named environment with the registry's address; it registers a marked version.
 
@@ -642,6 +652,7 @@ class Policy:
     export: Export = field(default_factory=Export)
     container_check: ContainerCheck = field(default_factory=ContainerCheck)
     integration: Integration = field(default_factory=Integration)
+    archive: Archive = field(default_factory=Archive)
     retrain: Retrain | None = None
     tune_serving: TuneServing | None = None
 

@@ -57,6 +57,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; a container's own network needs 0.0.0.0")
     for port in ("http", "grpc", "metrics"):
         parser.add_argument(f"--{port}", required=True, type=int, metavar="PORT")
+    parser.add_argument("--keep-going", action="store_true", help="one model that does not load keeps none of the others from being served")
     return parser.parse_args(argv)
 
 
@@ -80,6 +81,7 @@ def server_command(options: argparse.Namespace, backends: Path, regions: str) ->
         "--disable-auto-complete-config",
         f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
         "--allow-gpu-metrics=false",
+        *(["--exit-on-error=false", "--strict-readiness=false"] if options.keep_going else []),
         *addresses,
     ]
 
