@@ -106,8 +106,9 @@ def test_a_fast_server_passes_with_its_evidence(benchmark, tmp_path):
 
 def test_stable_is_measured_beside_it_in_turns(benchmark, tmp_path):
     """With a stable version both are served at once, asked in turns, and the same server is not called worse than itself."""
-    findings = benchmark(with_stable=True, protocol="grpc", indifferent_below_ms=5000.0)
+    findings = benchmark(with_stable=True, protocol="grpc", indifferent_below_ms=5000.0, throughput_rps=300.0)
     assert outcomes(findings)["p50_ratio"] is outcomes(findings)["p99_ratio"] is Outcome.PASSED
+    assert outcomes(findings)["throughput_ratio"] is not Outcome.FAILED
     blocks = {row["measured"] for row in csv.DictReader((tmp_path / "latencies.csv").open())} - {"load"}
     assert blocks == {f"{name} {number}" for name in (CANDIDATE, STABLE) for number in range(8)}
     page = (tmp_path / "report.html").read_text()
@@ -348,6 +349,39 @@ def test_the_rate_that_must_be_borne_is_judged_by_its_own_load(full, outcome, wo
     found = measured(at_throughput=measured(1400, **full))
     finding = {each.name: each for each in judge(found, limits(throughput_rps=400.0))}["throughput_rps"]
     assert (finding.outcome, words in finding.why) == (outcome, True), finding.why
+
+
+def full_block(seconds, queries=200, **errors):
+    """A full server answers its queries evenly within so many seconds."""
+    done = np.linspace(seconds / queries, seconds, queries)
+    done[list(errors.get("failed", ()))] = math.inf
+    failed = dict.fromkeys(errors.get("failed", ()), "status 500")
+    return Answers(due_s=np.zeros(queries), sent_s=np.zeros(queries), done_s=done, errors=failed, cpu_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "outcome"), [(1.0, Outcome.PASSED), (1.1, Outcome.PASSED), (1.2, Outcome.INCONCLUSIVE), (1.4, Outcome.FAILED)]
+)
+def test_what_a_full_server_bears_is_held_against_stables(ratio, outcome):
+    """A version that holds every limit and yet surely takes more than 20 % longer a query when it is full fails."""
+    rng, found = np.random.default_rng(1), measured(blocks=in_turns(1.0))
+    for _ in range(8):
+        found.add_full(STABLE, full_block(0.5 * rng.lognormal(0, 0.02)))
+        found.add_full(CANDIDATE, full_block(0.5 * ratio * rng.lognormal(0, 0.02)))
+    finding = judge(found, limits(throughput_rps=400.0, indifferent_below_ms=5000.0))[-1]
+    assert (finding.name, finding.outcome) == ("throughput_ratio", outcome)
+    assert "the time that a full server takes for a query is" in finding.why
+
+
+def test_a_full_server_that_fails_has_failed():
+    """The candidate's errors count wherever they come; where stable's server fails nothing is known, and nothing passed."""
+    for name, errors, ratio in ((CANDIDATE, Outcome.FAILED, Outcome.INCONCLUSIVE), (STABLE, Outcome.PASSED, Outcome.INCONCLUSIVE)):
+        found = measured(blocks=in_turns(1.0))
+        for _ in range(8):
+            for each in (CANDIDATE, STABLE):
+                found.add_full(each, full_block(0.5, failed=(3,) if each == name else ()))
+        said = outcomes(judge(found, limits(throughput_rps=400.0)))
+        assert (said["request_errors"], said["throughput_ratio"]) == (errors, ratio)
 
 
 def test_a_failure_in_turns_fails_the_candidate_and_not_for_stables():

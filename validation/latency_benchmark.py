@@ -21,6 +21,7 @@ First comes whether the measurement is fit to be judged, VALID or INVALID, as in
 | p50_ms, p99_ms     | the quantile lies within the policy's limit, with 99 % confidence over all looks together             |
 | throughput_rps     | at this rate, too, the p99 lies within its limit (only when the policy names one)                     |
 | p50_ratio, p99_ratio | the quantile is not more than `worse_than_stable` worse than stable's, with 99 % confidence each      |
+| throughput_ratio   | a full server of it takes no more than that much longer a query (only when the policy names a rate)   |
 
 Two versions are measured in turns and not at once, because they would slow each other down; a block of them begins with an idle server, so
 limits are judged on the load without pauses only. Evidence: latencies.csv, summary.json, report.html, triton.log.
@@ -106,6 +107,7 @@ class _Bench:
         try:
             with self._asked(stable, STABLE) as more:
                 self._load.measure_turns(measured)
+                self._load.measure_full(measured)
                 self._load.measure_curve(measured, STABLE)
                 self._end_together(*servers, *more)
         except (DoesNotLoad, DoesNotRun) as reason:

@@ -30,6 +30,9 @@ ERROR = 0.01
 CANDIDATE, STABLE = "candidate", "stable"
 QUANTILES = {"p50_ms": 0.5, "p99_ms": 0.99}
 RATIOS = {"p50_ratio": 0.5, "p99_ratio": 0.99}
+FULL_PAIRS = (8, 16, 32)
+"""Numbers of pairs of full blocks after which throughput is compared."""
+
 LATE_SHARE = 0.01
 WARM_UP_SECONDS = 20.0
 BLOCK_QUERIES, BLOCK_S = 25, 0.2
@@ -57,7 +60,8 @@ class Measured:
     `blocks` are latencies in s by who was asked, one array a block. `warm_up` is how many queries the warm-up had, or None when it did not
     end. `stable_trouble` says why stable could not be measured beside it. `costs` are the candidate's: seconds from the start of its server
     until it was ready, and MiB of memory after the load. `at_throughput` is a load of its own, at the rate that it must bear; `curve` has
-    what loads at other rates were like, by who was asked. `gpu` is the device that it ran on, if it ran on one.
+    what loads at other rates were like, by who was asked. `gpu` is the device that it ran on, if it ran on one. `full` has one number
+    for each block of a server that always had requests waiting: seconds a query, infinite when one failed; the candidate had so many.
     """
 
     client: ClientLimits
@@ -73,6 +77,8 @@ class Measured:
     at_throughput: Measured | None = None
     curve: dict[str, list[Rung]] = field(default_factory=dict)
     gpu: GpuSeen | None = None
+    full: Mapping[str, list[np.ndarray]] = field(default_factory=lambda: {CANDIDATE: [], STABLE: []})
+    full_queries: int = 0
 
     def saw(self, gpu: GpuSeen | None) -> None:
         """The latest look at the device; what was wrong with an earlier one stays wrong."""
@@ -84,6 +90,12 @@ class Measured:
         self.blocks[name].append(answers.latency_s)
         if name == CANDIDATE:
             self.errors += answers.errors.values()
+
+    def add_full(self, name: str, answers: Answers) -> None:
+        self.full[name].append(np.array([answers.done_s.max() / len(answers.done_s)]))
+        if name == CANDIDATE:
+            self.errors += answers.errors.values()
+            self.full_queries += len(answers.done_s)
 
     def add(self, answers: Answers, after_s: float = 0.0) -> None:
         self.due_s = np.concatenate([self.due_s, after_s + answers.due_s])
@@ -106,7 +118,7 @@ def judge(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:
         findings += tuple(inconclusive(name, f"stable cannot be measured: {measured.stable_trouble}", advice) for name in RATIOS)
     elif measured.blocks[STABLE]:
         findings += judge_turns(measured, limits)
-    return findings
+    return (*findings, judge_full(measured, limits)) if measured.full[STABLE] else findings
 
 
 def judge_load(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, ...]:
@@ -160,6 +172,20 @@ def judge_turns(measured: Measured, limits: LatencyBenchmark) -> tuple[Finding, 
     )
 
 
+def judge_full(measured: Measured, limits: LatencyBenchmark) -> Finding:
+    """Whether a full server of the candidate answers as many queries a second as stable's, but for `worse_than_stable`."""
+    return not_worse(
+        name="throughput_ratio",
+        candidate=measured.full[CANDIDATE],
+        stable=measured.full[STABLE],
+        quantile=0.5,
+        margin=limits.worse_than_stable,
+        equal_below_s=0.0,
+        error=error_at(1 + FULL_PAIRS.index(len(measured.full[STABLE])), len(FULL_PAIRS), ERROR),
+        what="the time that a full server takes for a query",
+    )
+
+
 def queries_at(limits: LatencyBenchmark) -> list[int]:
     """Numbers of queries after which the load is judged."""
     return doubling(limits.min_queries, queries_within(limits.rate_per_s, limits.max_seconds))
@@ -175,7 +201,7 @@ def block_queries(limits: LatencyBenchmark) -> int:
 
 
 def _request_errors(measured: Measured) -> Finding:
-    n = measured.queries + sum(map(len, measured.blocks[CANDIDATE]))
+    n = measured.queries + sum(map(len, measured.blocks[CANDIDATE])) + measured.full_queries
     details: dict[str, Any] = {"observed": len(measured.errors), "limit": 0, "n": n}
     if measured.errors:
         why = f"{len(measured.errors)} of {n} queries failed, the first with: {measured.errors[0][:300]}"

@@ -8,11 +8,13 @@ from validation import gpu, machine
 from validation.contract import Outcome, worst
 from validation.latency_judge import (
     CANDIDATE,
+    FULL_PAIRS,
     STABLE,
     WARM_UP_SECONDS,
     Measured,
     at_rate,
     block_queries,
+    judge_full,
     judge_load,
     judge_turns,
     pairs_at,
@@ -23,6 +25,9 @@ from validation.load_client import Answers, LoadClient
 from validation.policy import LatencyBenchmark
 from validation.schedule import ARRIVALS, queries_within
 from validation.warm_up import LEAST, steady_from
+
+FULL_AT_ONCE, FULL_BLOCK_S = 32, 0.5
+"""A full server has so many queries at once; a block has as many as the wanted throughput brings in so long a time."""
 
 PICKS = 1 << 16
 """Requests are drawn from so many numbers; the client takes them round the ones that it has."""
@@ -73,6 +78,18 @@ class LoadRun:
             self.measure_pairs(measured, pairs)
             if worst(each.outcome for each in judge_turns(measured, self.limits)) is not Outcome.INCONCLUSIVE:
                 return
+
+    def measure_full(self, measured: Measured) -> None:
+        """Pairs of blocks in which the server always has queries waiting, until they decide; if the policy names a throughput at all."""
+        for pairs in FULL_PAIRS if self.limits.throughput_rps else ():
+            while len(measured.full[STABLE]) < pairs:
+                for name in self.rng.permutation([CANDIDATE, STABLE]):
+                    measured.add_full(str(name), self._full_block(str(name)))
+            if judge_full(measured, self.limits).outcome is not Outcome.INCONCLUSIVE:
+                return
+
+    def _full_block(self, name: str) -> Answers:
+        return self.client.send_closed(name, max(FULL_AT_ONCE, int(self.limits.throughput_rps * FULL_BLOCK_S)), FULL_AT_ONCE)
 
     def measure_pairs(self, measured: Measured, pairs: int) -> None:
         """Goes on until there are so many pairs of blocks; which of a pair comes first is drawn."""

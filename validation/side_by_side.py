@@ -24,11 +24,20 @@ Blocks = Sequence[np.ndarray]
 
 
 def not_worse(
-    *, name: str, candidate: Blocks, stable: Blocks, quantile: float, margin: float, equal_below_s: float, error: float, seed: int = 0
+    *,
+    name: str,
+    candidate: Blocks,
+    stable: Blocks,
+    quantile: float,
+    margin: float,
+    equal_below_s: float,
+    error: float,
+    what: str = "",
+    seed: int = 0,
 ) -> Finding:
     """Blocks hold latencies in s, infinite for failed queries; `error` is the chance that the answer errs, on either side.
 
-    `observed` is the candidate's quantile divided by stable's, `limit` is 1 + `margin`.
+    `observed` is the candidate's quantile divided by stable's, `limit` is 1 + `margin`. `what` names the quantile in the sentence.
     """
     pairs = list(zip(candidate, stable, strict=True))
     if len(pairs) < LEAST_PAIRS:
@@ -43,7 +52,7 @@ def not_worse(
     return Finding(
         name=name,
         outcome=outcome,
-        why=f"p{100 * quantile:g} is {told} more than {margin:.0%} worse than stable's: {change}, {len(pairs)} pairs",
+        why=f"{what or f'p{100 * quantile:g}'} is {told} more than {margin:.0%} worse than stable's: {change}, {len(pairs)} pairs",
         observed=math.exp(ratio),
         limit=1 + margin,
         interval=(math.exp(ratio - reach), math.exp(ratio + reach)),
