@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bench import (
+    archive,
     chaos,
     conformance,
     containers,
@@ -43,13 +44,14 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "latency_gate": latency_gate.measure,
     "latency_turns": latency_gate.measure_turns,
     "tuning": tuning.measure,
+    "archive": archive.measure,
     "gateway": gateway.measure,
     "whole": whole.measure,
     "containers": containers.measure,
     "golden_10m": golden_set.measure_long,
     "mutation": mutation.measure,
 }
-SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "latency_gate", "gateway", "idle", "events")
+SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "latency_gate", "archive", "gateway", "idle", "events")
 FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_turns", "tuning", "latencies_aa", "mutation")
 
 

@@ -239,8 +239,13 @@ def made(folder: Path, layers: int, width: int) -> Path:
 
 
 def request(width: int) -> bytes:
+    return payload(NAME, width)
+
+
+def payload(model: str, width: int) -> bytes:
+    """A whole HTTP request of one row to a model of matrix products."""
     row = np.random.default_rng(0).standard_normal((1, width)).astype(np.float32)
-    return http_request(NAME, [Tensor(name="X", dtype="FP32", shape=(width,))], (), {"X": row})
+    return http_request(model, [Tensor(name="X", dtype="FP32", shape=(width,))], (), {"X": row})
 
 
 def _limits(**limits: Any) -> LatencyBenchmark:

@@ -64,7 +64,7 @@ class Server:
 @contextmanager
 def private_server(model: str, model_directory: Path, name: str, log: Path) -> Iterator[Server]:
     """Serves this model only. Raises `DoesNotLoad` or `ServerTrouble`, the latter also when it was killed meanwhile."""
-    ports = _free_ports("http", "grpc", "metrics")
+    ports = free_ports("http", "grpc", "metrics")
     flags = [word for kind, value in {"name": name, **ports}.items() for word in (f"--{kind}", str(value))]
     with tempfile.TemporaryDirectory(prefix="private-") as folder, log.open("wb") as output:
         shutil.copytree(model_directory, Path(folder) / model)
@@ -82,7 +82,7 @@ def _launcher() -> list[str]:
     return words
 
 
-def _free_ports(*names: str) -> dict[str, int]:
+def free_ports(*names: str) -> dict[str, int]:
     """Ports that were free just now, all taken at once so that they differ."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in names]
     ports = {name: int(each.getsockname()[1]) for name, each in zip(names, sockets, strict=True)}
