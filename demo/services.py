@@ -80,6 +80,11 @@ class Airflow:
         row = self._get(f"/api/v2/dags/{dag}/dagRuns/{run}/taskInstances?limit=100")
         return tuple(_task(each) for each in row["task_instances"]) if row else ()
 
+    def task_ids(self, dag: str) -> set[str]:
+        """The tasks that a run of the DAG has from now on."""
+        row = self._get(f"/api/v2/dags/{dag}/tasks")
+        return {str(each["task_id"]) for each in row["tasks"]} if row else set()
+
     def runs(self, dag: str) -> list[str]:
         """The ids of the DAG's runs, newest first, at most a hundred."""
         row = self._get(f"/api/v2/dags/{dag}/dagRuns?limit=100&order_by=-run_after")
@@ -136,6 +141,10 @@ class Director:
             permille=int((row["split"] or {}).get("permille", 0)),
             shadow_permille=int(row["shadow_permille"]),
         )
+
+    def archived(self, model: str) -> set[int]:
+        """The versions that answer those who pin them, from the archive."""
+        return {int(each["version"]) for each in _object(_send(self._http, "GET", f"/v1/models/{model}"))["archived"]}
 
     def previous(self, model: str) -> int:
         """The version that was stable before, still loaded and asked where stable fails; 0 for none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from bench.world import DELIVER, MODEL, World
@@ -13,16 +14,40 @@ def states(world: World, run: str) -> dict[str, str]:
     return {each.task: each.state for each in world.airflow.tasks(DELIVER, run)}
 
 
+def pinned(world: World, number: int, call: str, **body: object) -> httpx.Response:
+    """What the gateway answers to a call of Triton's about one version, pinned by its header."""
+    url = f"http://{world.stage.settings.gateway_address}/v2/models/{MODEL}/{call}"
+    headers = {"x-model-version": str(number)}
+    with httpx.Client(trust_env=False, timeout=10) as client:
+        return client.post(url, headers=headers, json=body) if body else client.get(url, headers=headers)
+
+
+TUNED = """
+[tune_serving]
+p99_ms = 2000.0
+rate_per_s = 20.0
+max_seconds = 30.0
+instances = [1, 2]
+threads = [1]
+delay_us = [0]
+preferred = [0]
+"""
+
+
 def test_blue_green_shifts_at_once_and_a_newer_version_waits(world: World) -> None:
-    """All traffic at one go, watched, then promoted; a version that comes meanwhile waits in the queue and has its own answer after."""
+    """All traffic at one go, watched, then promoted, served as tuned; a version that comes meanwhile waits and has its own answer after."""
     stable = world.share().stable
     number = world.register_again(stable)
-    run = world.airflow.trigger(DELIVER, version=number, strategy="blue_green")
-    world.until_share(1000)
-    newer = world.register("s3://nowhere/model")
-    world.until(lambda: world.run_state(newer) == "queued" or None, "the newer version's run", 60)
-    assert world.ended(number, run) == "promoted", world.why(number)
-    assert world.outcome(newer) == "refused"
+    with world.policy_with(("\n[retrain]", f"{TUNED}\n[retrain]")):
+        world.until(lambda: "tune_serving" in world.airflow.task_ids(DELIVER) or None, "the task in the DAG", 60)
+        run = world.airflow.trigger(DELIVER, version=number, strategy="blue_green")
+        world.until_share(1000)
+        newer = world.register("s3://nowhere/model")
+        world.until(lambda: world.run_state(newer) == "queued" or None, "the newer version's run", 60)
+        assert world.ended(number, run) == "promoted", world.why(number)
+        assert world.outcome(newer) == "refused"
+    assert world.findings(number, "tune_serving")["tuned"]["outcome"] == "passed"
+    assert pinned(world, number, "config").json()["parameters"] == {"intra_op_thread_count": {"string_value": "1"}}
     assert {name for name, state in states(world, run).items() if state == "skipped"} == {
         "container_check",  # the local stack has no engine
         "shadow",
@@ -93,9 +118,16 @@ def order(world: World, action: str) -> str:
 
 
 def test_a_version_that_turns_bad_while_it_bakes_is_undone(world: World) -> None:
-    """The policy says blue-green, and its word counts; promoted, the version fails on new inputs: the one before is stable again."""
-    stable = world.share().stable
-    words = ('strategy = "shadow then canary"', 'strategy = "blue_green"'), ("bake_seconds = 5", "bake_seconds = 60")
+    """The policy says blue-green, and its word counts; promoted, the version fails on new inputs: the one before is stable again.
+
+    What was stable two promotions ago is in the archive from then on, and answers those who pin it.
+    """
+    stable, before = world.share().stable, world.director.previous(MODEL)
+    words = (
+        ('strategy = "shadow then canary"', 'strategy = "blue_green"'),
+        ("bake_seconds = 5", "bake_seconds = 60"),
+        ("\n[retrain]", "\n[archive]\nversions = 2\n\n[retrain]"),
+    )
     with world.policy_with(*words):
         number = world.deliver("v4")
         world.until(lambda: world.share().stable == number or None, "the promotion", 300)
@@ -106,3 +138,8 @@ def test_a_version_that_turns_bad_while_it_bakes_is_undone(world: World) -> None
     assert (told["shadow"], told["traffic_shift_10"], told["promote"], told["bake"]) == ("skipped", "skipped", "success", "failed")
     assert "requests failed" in world.why(number)
     assert (world.registry.alias(MODEL, "production"), world.share().stable) == (stable, stable)
+    assert world.director.archived(MODEL) == {before} - {0}
+    pixels = {"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}
+    for each in world.director.archived(MODEL):
+        answer = pinned(world, each, "infer", inputs=[pixels])
+        assert (answer.status_code, answer.json()["model_name"]) == (200, f"{MODEL}--v{each}")
