@@ -16,8 +16,8 @@ from bench.figures import Figure
 from bench.latency_gate import NAME, let_triton_run, made, request
 from validation.load_client import load_client
 from validation.policy import TuneServing
-from validation.serving import Serving, Space, best, search
-from validation.tune_serving import LEAST, PART, Tuning
+from validation.serving import Serving, best, measurements, search
+from validation.tuning import Tuning, space_of
 
 LAYERS, WIDTH = 4, 1024
 P99_MS, RATE_PER_S = 50.0, 50.0
@@ -28,7 +28,7 @@ UNBATCHED = Serving(batching=False)
 def measure() -> list[Figure]:
     let_triton_run()
     limits = TuneServing(p99_ms=P99_MS, rate_per_s=RATE_PER_S, max_seconds=3600.0)
-    space = Space(instances=limits.instances, threads=limits.threads, delay_us=limits.delay_us, preferred=limits.preferred)
+    space = space_of(limits)
     every = list(space.all())
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name, load_client() as client:
         folder = Path(name)
@@ -41,7 +41,7 @@ def measure() -> list[Figure]:
             rng=np.random.default_rng(0),
             log=folder / "triton.log",
         )
-        seen = search(space, tuning.measure, max(LEAST, len(every) // PART))
+        seen = search(space, tuning.measure, measurements(space))
         tuned = best(seen)
         exhaustive = {each: tuning.measure(each) for each in every}
         top = max(exhaustive, key=lambda each: exhaustive[each])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from made_bundles import MODEL, golden_rows, make_bundle
 
-from validation import tune_serving
+from validation import tune_serving, tuning
 from validation.client_limits import ClientLimits
 from validation.contract import BadSpec, Outcome, Spec
 from validation.serving import NotTunable
@@ -28,7 +28,7 @@ LIMITS = {
 def tune(tmp_path, monkeypatch):
     """Runs the task on a made bundle, with few queries each, against a fake server that behaves as told; the client has this ceiling."""
     for name, few in {"FULL_S": 0.2, "QUERIES": 20, "WARM_UP_QUERIES": 40, "ALONE_QUERIES": 5, "SHARES": (0.5,)}.items():
-        monkeypatch.setattr(tune_serving, name, few)
+        monkeypatch.setattr(tuning, name, few)
 
     def run(behaviour="instances", rows=20, ceiling_rps=1e6, **limits):
         client = ClientLimits(floor_p50_ms=0.1, floor_p99_ms=0.2, slip_p99_ms=0.1, ceiling_rps=ceiling_rps)
@@ -96,7 +96,7 @@ def test_a_configuration_that_is_not_ours_is_not_tuned(tune, monkeypatch):
     def refuse(text, serving):
         raise NotTunable("config.pbtxt has no line")
 
-    monkeypatch.setattr(tune_serving, "configured", refuse)
+    monkeypatch.setattr(tuning, "configured", refuse)
     (finding,) = tune().findings
     assert (finding.outcome, finding.advice) == (Outcome.FAILED, "take tune_serving out of the policy")
 

@@ -15,6 +15,9 @@ from typing import Any
 MIN_GAIN = 1.03
 """What a step must gain to be taken: less is noise, and the simpler configuration stays."""
 
+PART, LEAST = 5, 3
+"""A search measures one in so many of all configurations, but so many at least."""
+
 INSTANCES = re.compile(r"^instance_group \[.*\]$", re.MULTILINE)
 BATCHING = re.compile(r"^dynamic_batching \{.*\}\n?", re.MULTILINE)
 THREADS = re.compile(r"^parameters \{ key: \"intra_op_thread_count\".*\}\n?", re.MULTILINE)
@@ -76,6 +79,11 @@ class Space:
                     for delay_us in self.delay_us if batching else (0,):
                         for preferred in self.preferred if batching else (0,):
                             yield Serving(instances=instances, threads=threads, batching=batching, delay_us=delay_us, preferred=preferred)
+
+
+def measurements(space: Space) -> int:
+    """How many configurations are measured at most."""
+    return max(LEAST, len(list(space.all())) // PART)
 
 
 def search(space: Space, measure: Callable[[Serving], float], most: int) -> dict[Serving, float]:
