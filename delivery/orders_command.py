@@ -92,6 +92,7 @@ def _status(director: Director, model: str | None) -> int:
 
 def _report(traffic: ModelView, seen: OrdersView) -> str:
     roles = [f"{name} v{getattr(traffic, name).version}" for name in ("stable", "previous", "candidate") if getattr(traffic, name)]
+    roles += [f"archived v{each.version}" for each in traffic.archived]
     share = f", {traffic.split.permille} per mille with the candidate" if traffic.split else ""
     mirror = f", {traffic.shadow_permille} per mille mirrored" if traffic.shadow_permille else ""
     lines = [f"{traffic.model}: {', '.join(roles) or 'nothing is served'}{share}{mirror}", f"  {seen.sentence}"]

@@ -81,7 +81,7 @@ def _server(server: triton.Server) -> Service:
         name=server.name,
         command=(),
         variables={},
-        probe=lambda _: None if triton.answers_ready(server, model) else f"{model} is not ready at {server.http}",
+        probe=lambda _: None if triton.answers_ready(server, model) else f"{model or server.name} is not ready at {server.http}",
     )
 
 

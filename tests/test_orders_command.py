@@ -19,6 +19,7 @@ from delivery.addresses import Addresses
 from delivery.airflow_client import Airflow, AirflowRefused
 from delivery.director_client import Refused
 from delivery.orders import Order
+from delivery.traffic import Backend
 
 NAMES = itertools.count(1)
 RUN = "deliver__m__v2"
@@ -110,6 +111,7 @@ async def test_a_pause_holds_and_the_rest_is_refused(shared, model, capsys):
         await begin_rollout(shared, *started)
         await call(shared.client.begin_delivery, model, 2, RUN)
         await call(shared.client.put_split, model, RUN, 100, 30)
+        await call(shared.client.put_archived, model, [Backend(version=7, http="127.0.0.1:9", grpc="127.0.0.1:9")])
         done = [await penstock(*words) for words in (["pause", model], ["pause", model], ["promote", model], ["resume", model])]
         assert (done, await share_of(shared, model)) == ([0, 1, 1, 0], 100)
         assert [await penstock(*words) for words in (["promote", model], ["promote", model, "--fully"], ["approve", model])] == [0, 0, 0]
@@ -119,7 +121,7 @@ async def test_a_pause_holds_and_the_rest_is_refused(shared, model, capsys):
     assert [each.action for each in orders] == ["pause", "resume", "promote_now", "promote_fully", "approve"]
     assert {(each.at, each.who, each.why) for each in orders} == {("100 per mille", "ada", "because")}
     assert "at 100 per mille, paused: promote_now makes no sense there; allowed: resume, approve, abort" in said.err
-    assert f"{model}: stable v1, candidate v2, 100 per mille with the candidate" in said.out
+    assert f"{model}: stable v1, candidate v2, archived v7, 100 per mille with the candidate" in said.out
     assert "pause v2 at 100 per mille by ada: because" in said.out
 
 
