@@ -21,7 +21,7 @@ from validation.contract import Bundle, Decision, Finding, Outcome, Spec, Stable
 from validation.policy import read_policy
 
 POLICY = read_policy(ROOT / "dags" / "policies" / "digits.toml")
-ROLLOUT = POLICY.rollout
+ROLLOUT = replace(POLICY.rollout, indifferent_below_ms=10.0)  # the answers made up here take 20 ms
 STEP_FILES, MIRROR_FILES = (
     ("requests.parquet", "judged.json", "findings.json"),
     ("mirrored.json", "paired.jsonl", "judged.json", "findings.json"),
