@@ -25,7 +25,7 @@ def pinned(world: World, number: int, call: str, **body: object) -> httpx.Respon
 TUNED = """
 [tune_serving]
 p99_ms = 2000.0
-rate_per_s = 20.0
+rate_per_s = 200.0
 max_seconds = 30.0
 instances = [1, 2]
 threads = [1]
