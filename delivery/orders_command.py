@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import getpass
+import os
 import secrets
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,7 @@ def _registry_followed(director: Director, addresses: Addresses, order: Order) -
     """The gateway has changed already; what the registry lacks, the next sweep or delivery writes."""
     from delivery.undo import follow
 
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # a person waits
     try:
         from delivery.registry import Registry
 

@@ -242,8 +242,9 @@ async def test_the_command_steers_a_live_rollout(stack: Stack, capsys):
     assert "aborted" in out
 
 
-async def test_an_undo_by_command_swaps_at_once(stack: Stack, capsys):
+async def test_an_undo_by_command_swaps_at_once(stack: Stack, capsys, monkeypatch):
     """The earlier version is still loaded: it serves again, and a second undo is about the other one."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # what the command sets ends with the test
     async with versions(MODEL, 1, 2) as (v1, v2):
         await begin_rollout(stack, v1, v2)
         await call(stack.client.put_stable, MODEL, 2)
