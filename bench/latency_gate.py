@@ -40,7 +40,7 @@ CLOSED_QUERIES = 50_000  # several stalls long
 SIMULATIONS = 1000
 SLA_MS = 50.0
 RUNS = 100
-RATE_PER_S, TURNS_S = 50.0, 12.0
+RATE_PER_S, TURNS_S = 50.0, 30.0
 WIDTH, ROWS, LAYERS = 256, 64, 96
 """A model whose time is the processor's: each matrix serves many rows. Where memory decides, two processes of one model differ by 10 %."""
 
