@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,30 +59,30 @@ def measure() -> list[Figure]:
 
 
 def _asked_meanwhile(archive: Archive, contents: list[Path]) -> tuple[Answers, int]:
-    """The answers of a load on the asked versions, and how many changes were made to the archive meanwhile."""
-    ended, changes = threading.Event(), [0]
+    """The answers of a load on the asked versions, and how many changes were made to the archive meanwhile. A change that fails is raised."""
+    ended = threading.Event()
 
-    def change() -> None:
+    def change() -> int:
+        rounds = 0
         while not ended.is_set():
-            archive.load(NAME, RELOADED, contents[changes[0] % 2])
+            rounds += 1
+            archive.load(NAME, RELOADED, contents[rounds % 2])
             for number in range(ASKED + 1, VERSIONS + 1):
                 archive.unload(NAME, number)
                 archive.load(NAME, number, contents[0])
-            changes[0] += 1 + 2 * (VERSIONS - ASKED)
+        return rounds * (1 + 2 * (VERSIONS - ASKED))
 
     rng, n = np.random.default_rng(0), int(RATE_PER_S * LOAD_S)
     requests = tuple(payload(_name(number), WIDTH) for number in range(1, ASKED + 1))
-    changing = threading.Thread(target=change)
-    with load_client() as client:
+    with load_client() as client, ThreadPoolExecutor(1) as pool:
         client.open("archive", Target(protocol="http", address=archive.server().http, requests=requests))
         client.send_closed("archive", 4 * ASKED, 4)
-        changing.start()
+        changes = pool.submit(change)
         try:
             answers = client.send("archive", poisson(RATE_PER_S, n, rng), rng.integers(ASKED, size=n))
         finally:
             ended.set()
-            changing.join()
-    return answers, changes[0]
+    return answers, changes.result()
 
 
 def _figures(load_s: float, answers: Answers, changes: int, touched: int) -> list[Figure]:
