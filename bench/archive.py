@@ -59,7 +59,7 @@ def measure() -> list[Figure]:
 
 
 def _asked_meanwhile(archive: Archive, contents: list[Path]) -> tuple[Answers, int]:
-    """The answers of a load on the asked versions, and how many changes were made to the archive meanwhile. A change that fails is raised."""
+    """The answers of a load on the asked versions, and how many changes the archive had meanwhile. A change that fails is raised."""
     ended = threading.Event()
 
     def change() -> int:
