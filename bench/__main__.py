@@ -42,7 +42,8 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "golden_set": golden_set.measure,
     "conformance": conformance.measure,
     "latency_gate": latency_gate.measure,
-    "latency_turns": latency_gate.measure_turns,
+    "latency_like": latency_gate.measure_like,
+    "latency_slower": latency_gate.measure_slower,
     "tuning": tuning.measure,
     "archive": archive.measure,
     "gateway": gateway.measure,
@@ -52,7 +53,7 @@ ALONE: dict[str, Callable[[], list[Figure]]] = {
     "mutation": mutation.measure,
 }
 SHORT = ("offline", "error_rates", "latencies", "golden_set", "conformance", "latency_gate", "archive", "gateway", "idle", "events")
-FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_turns", "tuning", "latencies_aa", "mutation")
+FULL = (*SHORT, "faults", "whole", "containers", "golden_10m", "latency_like", "latency_slower", "tuning", "latencies_aa", "mutation")
 
 
 def main(arguments: Sequence[str]) -> int:

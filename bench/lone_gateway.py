@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +23,7 @@ from delivery.director_client import Director
 from delivery.gateway import write_bootstrap
 from stack.environments import site_packages
 from stack.settings import Settings
+from validation.private_server import free_ports
 
 MODEL = "echo"
 STABLE, CANDIDATE = 1, 2
@@ -38,7 +38,7 @@ class LoneGateway:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._folder = settings.state / "bench_gateway"
-        self._ports = {name: _free_port() for name in ("gateway", "admin", "http", "grpc", "v1", "v2")}
+        self._ports = free_ports("gateway", "admin", "http", "grpc", "v1", "v2")
         self._token = secrets.token_hex(16)
         self.gateway, self.stable = (f"127.0.0.1:{self._ports[name]}" for name in ("gateway", "v1"))
         self.director = Director(f"http://127.0.0.1:{self._ports['http']}", self._token)
@@ -130,9 +130,3 @@ def _answering(version: int, port: int) -> Mapping[str, Any]:
     chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
     address = {"socket_address": {"address": "127.0.0.1", "port_value": port}}
     return {"name": f"v{version}", "address": address, "filter_chains": [chain]}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

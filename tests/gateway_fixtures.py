@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import os
-import secrets
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import aiohttp
 import grpc
 import httpx
 from aiohttp import web
+from ports import free_port
 
 from delivery.director_client import Director, Row
 from delivery.gateway import write_bootstrap
@@ -38,15 +37,6 @@ time.time = lambda: seconds() + ahead_s()
 time.time_ns = lambda: nanoseconds() + ahead_s() * 10**9
 runpy.run_module("delivery.director", run_name="__main__", alter_sys=True)
 """
-
-
-def free_port() -> int:
-    """Below the ports that the kernel gives to connections: another test's load could be given a port that was free a moment ago."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def envoy_binary() -> str:

@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 from stack import processes, supervisor, variables
 from stack.settings import Ports, Settings, read_settings, state_folder
@@ -39,13 +39,3 @@ def scratch_settings(state: Path) -> Settings:
     first = free_ports(PORTS)
     ports = Ports(**{**settings.ports.fixed(), "triton_first": first, "triton_last": first + PORTS - 1})
     return dataclasses.replace(settings, ports=ports)
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports that are free now, outside of the range that the kernel hands out by itself."""
-    return next(first for first in range(21000, 32000, count) if all(map(_is_free, range(first, first + count))))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0

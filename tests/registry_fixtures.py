@@ -12,7 +12,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ports import free_port
 
 from delivery.registry import GOLDEN_SHA256, GOLDEN_URI, Registry
 from validation.contract import Spec
@@ -77,12 +77,6 @@ def model_fixture(registry: Registry, request: pytest.FixtureRequest) -> str:
     name = f"{request.node.name.split('[')[0].removeprefix('test_').replace('_', '-')[:40].strip('-')}-{os.urandom(3).hex()}"
     registry._client.create_registered_model(name)
     return name
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(address: str, log: Path) -> None:

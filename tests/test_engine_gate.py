@@ -25,6 +25,7 @@ from urllib.parse import unquote
 import aiohttp
 import pytest
 from aiohttp import web
+from ports import free_port
 from test_engine_rules import PROFILE, RULES, job
 from test_runtimes import TASK, wait
 from test_runtimes import job as runtime_job
@@ -142,12 +143,6 @@ def context(files: Mapping[str, bytes]) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return stream.getvalue()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

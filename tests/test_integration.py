@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gateway_fixtures import Stack, free_port, running
+from gateway_fixtures import Stack, running
 from made_bundles import golden_rows, make_bundle
+from ports import free_port
 from served_model import Arrays, Fails, ServedModel, honest, serving
 from tritonclient.grpc import service_pb2
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from local_supervisor import free_ports
+from ports import free_port
 from supervisor.xmlrpc import Faults
 
 from stack import __main__ as stack_main
@@ -196,10 +196,10 @@ def test_programs_get_no_more_of_the_users_environment_than_listed(settings: Set
 
 def test_a_taken_port_is_reported_with_its_holder(child: Callable[..., subprocess.Popen[str]]):
     """The message names port, service, pid and command, and where to change the port."""
-    port = free_ports(1)
+    port = free_port()
     holder = child(str(port))
     with pytest.raises(NotUp, match=rf"port {port} \(mlflow\) is taken by pid {holder.pid} \(.*python.*\n.*stack/settings.toml") as raised:
-        check_ports({"mlflow": port, "gateway": free_ports(1)})
+        check_ports({"mlflow": port, "gateway": free_port()})
     assert "gateway" not in str(raised.value)
 
 
