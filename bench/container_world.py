@@ -28,10 +28,16 @@ class ContainerWorld(World):
         self.host = stage.host
 
     def _copy_policies(self) -> None:
-        """What is tried here is where things run, on a machine that is busy with it: 100 ms are as good as less, and 50 ms not late."""
+        """What is tried here is where things run, on a machine that is busy with it: 100 ms are as good as less, and 50 ms not late. Two
+        versions are archived.
+        """
         super()._copy_policies()
         file = self.policies / f"{MODEL}.toml"
-        for before, after in (("indifferent_below_ms = 50 ", "indifferent_below_ms = 100 "), ("late_ms = 10 ", "late_ms = 50 ")):
+        for before, after in (
+            ("indifferent_below_ms = 50 ", "indifferent_below_ms = 100 "),
+            ("late_ms = 10 ", "late_ms = 50 "),
+            ("\n[retrain]", "\n[archive]\nversions = 2\n\n[retrain]"),
+        ):
             file.write_text(file.read_text().replace(before, after))
 
     @contextmanager

@@ -35,18 +35,25 @@ from validation.schedule import poisson
 
 SLIP_RATE_PER_S, SLIP_S = 1000.0, 10.0
 CEILING_QUERIES, CEILING_AT_ONCE = 20_000, 16
+SERVICE_QUERIES = 200
 STALL_RATE_PER_S, STALL_S = 300.0, 30.0
 CLOSED_QUERIES = 50_000  # several stalls long
 SIMULATIONS = 1000
 SLA_MS = 50.0
 RUNS = 100
-RATE_PER_S, TURNS_S = 50.0, 30.0
+RATE_PER_S = 100.0
+LIKE_S, SLOWER_S = 12.0, 120.0
+"""The longest load of a comparison. Like ones mostly last to its end, as their p99 is not surely the same before; slower ones seldom do."""
+
 WIDTH, ROWS, LAYERS = 256, 64, 96
 """A model whose time is the processor's: each matrix serves many rows. Where memory decides, two processes of one model differ by 10 %."""
 
-SLOWER, MORE_LAYERS, TRUTH_PAIRS = 1.30, 3, 40
+SERVICE_MS = 2.5
+"""About how long the compared models take for a query: on any machine the servers are idle most of the time."""
+
+SLOWER, TRUTH_PAIRS = 1.30, 40
 BUSY = "import time\nwhile True:\n    end = time.monotonic() + 0.2\n    while time.monotonic() < end:\n        pass\n    time.sleep(0.2)\n"
-BESIDE = f"two Tritons on one machine, {RATE_PER_S:g} requests/s in turns, beside a program that takes a core half of the time"
+BESIDE = f"two Tritons in turns, {RATE_PER_S:g} requests/s for at most {{:g}} s, beside a program that takes a core half of the time"
 NAME = "matrix"
 CONFIGURATION = "max_batch_size: 64\ninstance_group [ { kind: KIND_CPU count: 1 } ]\ndynamic_batching { }"
 IDLE_CLIENT = ClientLimits(floor_p50_ms=0.0, floor_p99_ms=0.0, slip_p99_ms=0.0, ceiling_rps=1e6)
@@ -158,13 +165,11 @@ def _verdict(over: float, limits: LatencyBenchmark, seed: int) -> tuple[Outcome,
 def measure_like() -> list[Figure]:
     """One model twice: how often it is called slower than itself."""
     let_triton_run()
-    with (
-        tempfile.TemporaryDirectory(prefix="penstock-bench-") as name,
-        load_client() as client,
-        _compared(client, Path(name), LAYERS, LAYERS) as run,
-    ):
-        outcomes = _beside_a_busy_program(run)
-    how = f"the same model twice ({LAYERS} matrix products on {ROWS} rows), {BESIDE}; {_told(outcomes)}"
+    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, load_client() as client:
+        layers = _layers(client, Path(folder))
+        with _compared(client, Path(folder), layers, layers, LIKE_S) as run:
+            outcomes = _beside_a_busy_program(run)
+    how = f"the same model twice ({layers} matrix products on {ROWS} rows), {BESIDE.format(LIKE_S)}; {_told(outcomes)}"
     return [Figure(name="ab_false_slow", value=_called_slower(outcomes), unit=f"of {RUNS}", goal="<= 1", how=how)]
 
 
@@ -172,8 +177,12 @@ def measure_slower() -> list[Figure]:
     """A candidate that is truly slower: how often that is found."""
     let_triton_run()
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, load_client() as client:
-        layers, truth, outcomes = _slower(client, Path(folder))
-    how = f"a candidate of {layers} products, its median {truth - 1:+.1%} by {TRUTH_PAIRS} pairs, machine idle; {BESIDE}; {_told(outcomes)}"
+        stable = _layers(client, Path(folder))
+        candidate, truth, outcomes = _slower(client, Path(folder), stable)
+    models = (
+        f"{stable} and {candidate} matrix products on {ROWS} rows, the median {truth - 1:+.1%} by {TRUTH_PAIRS} pairs on the idle machine"
+    )
+    how = f"a candidate that is truly slower ({models}), {BESIDE.format(SLOWER_S)}; {_told(outcomes)}"
     return [Figure(name="ab_found_slow", value=_called_slower(outcomes), unit=f"of {RUNS}", goal=">= 99", how=how)]
 
 
@@ -201,9 +210,9 @@ def _in_turns(run: LoadRun) -> tuple[Outcome, int]:
 
 
 @contextmanager
-def _compared(client: LoadClient, folder: Path, stable: int, candidate: int) -> Iterator[LoadRun]:
+def _compared(client: LoadClient, folder: Path, stable: int, candidate: int, max_seconds: float) -> Iterator[LoadRun]:
     """Two private servers of so many layers, known to the client."""
-    limits = _limits(rate_per_s=RATE_PER_S, min_queries=600, max_seconds=TURNS_S, p50_ms=1000.0, p99_ms=5000.0)
+    limits = _limits(rate_per_s=RATE_PER_S, min_queries=600, max_seconds=max_seconds, p50_ms=1000.0, p99_ms=5000.0)
     with ExitStack() as stack:
         for name, layers in ((STABLE, stable), (CANDIDATE, candidate)):
             model_directory = made(folder, layers, WIDTH)
@@ -213,20 +222,35 @@ def _compared(client: LoadClient, folder: Path, stable: int, candidate: int) -> 
         yield LoadRun(client, limits, np.random.default_rng(stable + candidate))
 
 
-def _slower(client: LoadClient, folder: Path) -> tuple[int, float, list[tuple[Outcome, int]]]:
+def _layers(client: LoadClient, folder: Path) -> int:
+    """Of a model that takes about `SERVICE_MS` for a query on this machine, asked one at a time."""
+    with _compared(client, folder, LAYERS, LAYERS, LIKE_S):
+        took_ms = _ms(client.send_closed(STABLE, SERVICE_QUERIES, 1), 0.5)
+    return max(1, round(LAYERS * SERVICE_MS / took_ms))
+
+
+def _slower(client: LoadClient, folder: Path, stable: int) -> tuple[int, float, list[tuple[Outcome, int]]]:
     """The fewest layers (about) with which the candidate's median is truly so much slower, how much that is on these very servers while the
     machine is idle, and what came of the comparisons.
     """
-    for layers in range(round(LAYERS * SLOWER), 3 * LAYERS, MORE_LAYERS):
-        with _compared(client, folder, LAYERS, layers) as run:
-            measured = Measured(client=IDLE_CLIENT)
-            for name in (STABLE, CANDIDATE):
-                run.warm_up(name)
-            run.measure_pairs(measured, TRUTH_PAIRS)
-            candidate, stable = (float(np.median(np.concatenate(measured.blocks[name]))) for name in (CANDIDATE, STABLE))
-            if candidate / stable >= SLOWER:
-                return layers, candidate / stable, _beside_a_busy_program(run)
-    raise RuntimeError(f"even {3 * LAYERS} layers are not {SLOWER} times slower")
+    layers = round(stable * SLOWER)
+    while layers < 3 * stable:
+        with _compared(client, folder, stable, layers, SLOWER_S) as run:
+            truth = _ratio(run)
+            if truth >= SLOWER:
+                return layers, truth, _beside_a_busy_program(run)
+        layers += max(1, round(stable * (SLOWER - truth)))
+    raise RuntimeError(f"even {layers} products are not {SLOWER} times slower than {stable}")
+
+
+def _ratio(run: LoadRun) -> float:
+    """Of the candidate's median to stable's."""
+    measured = Measured(client=IDLE_CLIENT)
+    for name in (STABLE, CANDIDATE):
+        run.warm_up(name)
+    run.measure_pairs(measured, TRUTH_PAIRS)
+    candidate, stable = (float(np.median(np.concatenate(measured.blocks[name]))) for name in (CANDIDATE, STABLE))
+    return candidate / stable
 
 
 # Small things

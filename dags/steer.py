@@ -16,7 +16,8 @@ FORM = {
         enum=ACTIONS,
         title="Order",
         description="pause: the share stays and is judged on. promote_now: this step is over; promote_fully: all are. "
-        "abort: traffic goes back and the delivery ends. undo: the version before is stable again. retry: a new delivery.",
+        "abort: traffic goes back and the delivery ends. undo: the version before is stable again, or the one named below. "
+        "retry: a new delivery.",
     ),
     "version": Param(
         None,
@@ -24,6 +25,13 @@ FORM = {
         minimum=1,
         title="Version",
         description="Which version is meant; empty: the one that it can be about.",
+    ),
+    "to": Param(
+        None,
+        type=["null", "integer"],
+        minimum=1,
+        title="Back to",
+        description="Only for an undo: the archived version that shall be stable; empty: the version before.",
     ),
     "why": Param(
         type="string", minLength=1, maxLength=500, title="Why", description="One line; it stands in the verdict and in the registry."

@@ -1,10 +1,11 @@
-"""Asks Airflow for a delivery, as its UI does: the one thing that a person's command needs of it. `delivery.orders_command` uses it.
+"""Asks Airflow for a run, as its UI does, where a person's command needs a task. `delivery.orders_command` uses it.
 
-It imports no Airflow and reads nothing back; whether the version may be delivered is for the delivery's own claim to say.
+It imports no Airflow and reads nothing back; whether what was asked for is possible is for the run's own tasks to say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -29,8 +30,15 @@ class Airflow:
     def deliver(self, order: Order) -> str:
         """A run of the model's delivery, named after the order, with who and why as its note. Asked for again it is the same run."""
         run = f"retry__{order.model}__v{order.version}__{order.id}"
-        body = {"dag_run_id": run, "logical_date": None, "conf": {"version": order.version}, "note": f"retry by {order.said}"}
-        answer = self._ask(f"/api/v2/dags/deliver_{order.model}/dagRuns", body, {"Authorization": f"Bearer {self._token()}"})
+        return self._run(f"deliver_{order.model}", run, {"version": order.version}, f"retry by {order.said}")
+
+    def steer(self, model: str, action: str, *, to: int, why: str, order_id: str) -> str:
+        """A run of the form for people, with this order in it."""
+        return self._run("steer", f"{action}__{model}__{order_id}", {"model": model, "action": action, "to": to, "why": why}, why)
+
+    def _run(self, dag: str, run: str, conf: Mapping[str, Any], note: str) -> str:
+        body = {"dag_run_id": run, "logical_date": None, "conf": dict(conf), "note": note}
+        answer = self._ask(f"/api/v2/dags/{dag}/dagRuns", body, {"Authorization": f"Bearer {self._token()}"})
         if answer.status_code != 409 and not answer.is_success:
             raise AirflowRefused(f"Airflow does not take {run}: {answer.status_code} {answer.text[:300]}")
         return run

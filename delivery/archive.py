@@ -1,12 +1,16 @@
-"""The warm archive: one Triton that keeps older promoted versions loaded, for whoever asks for one of them by name.
+"""The warm archive: older promoted versions that stay loaded, for whoever asks for one of them by name, and for an undo that leads further.
 
 `promote` has it follow what the policy's section `[archive]` says, once the candidate is stable: the latest versions that were promoted and
-have no role any more. Each is loaded as a model of its own (`digits--v3`), so that no version is touched when another comes, goes or is
-loaded anew, and two versions may differ in their inputs. The gateway leads those who pin such a version there; no share of other traffic
-ever reaches it, and a candidate never shares a process with it.
+have no role any more. The gateway leads those who pin such a version there; no share of other traffic reaches it, until an undo to it.
 
-Loads and unloads go over gRPC: over HTTP a load takes one of Triton's few HTTP threads for as long as it lasts. Every step may be done
-again. With local servers only: of containers each version has its own image, and an archive of those is not there yet.
+Local servers are one Triton for all (`follow`), where a Triton of its own costs each version most of its memory. Each is loaded as a model
+of its own (`digits--v3`), so that no version is touched when another comes, goes or is loaded anew, and two versions may differ in their
+inputs. Before an undo such a version gets a server of its own (`stand_alone`): whoever is stable shares a process with nobody. Loads and
+unloads go over gRPC: over HTTP a load takes one of Triton's few HTTP threads for as long as it lasts.
+
+Containers stay as they are (`keep_servers`): each version has its own image, whose digest was checked, and its own limits.
+
+Every step may be done again.
 """
 
 from __future__ import annotations
@@ -16,16 +20,20 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from delivery import triton
-from delivery.director_client import Director
-from delivery.registry import OUTCOME, Registry
+from delivery.director_client import Director, ModelView
+from delivery.registry import IMAGE, OUTCOME, ModelVersion, Registry
 from delivery.traffic import Backend, archived_name
-from delivery.triton import ARCHIVE, Server, ServerTrouble
+from delivery.triton import ARCHIVE, Server, ServerTrouble, server_name
 from validation.contract import sha256
+
+if TYPE_CHECKING:
+    from delivery.servers import Servers
 
 PROMOTED = "promoted"
 NAME_LINE = re.compile(r'^name: ".*"\n', re.MULTILINE)
@@ -52,6 +60,12 @@ class Archive:
         """The server, started if it is not there. Raises `ServerTrouble`."""
         self.repository.mkdir(parents=True, exist_ok=True)
         return self._start()
+
+    def start_alone(self, model: str, version: int) -> Server:
+        """A server with this version only, ready. Raises `ServerTrouble`."""
+        server = triton.start_server(server_name(model, version), self.packaged(model, version).parent)
+        triton.wait_ready(server, model, START_S)
+        return server
 
     def kept(self, model: str) -> set[int]:
         """The versions of a model that lie in its folder."""
@@ -103,23 +117,57 @@ def follow(model: str, versions: int, registry: Registry, director: Director, ar
     director raise.
     """
     view = director.model(model)
-    roles = {each.version for each in (view.stable, view.previous, view.candidate) if each}
-    promoted = [each.number for each in registry.versions(model) if each.tags.get(OUTCOME) == PROMOTED and each.number not in roles]
+    promoted = [each.number for each in _promoted(view, registry)]
     wanted = [number for number in promoted if archive.packaged(model, number).is_dir()][-versions:] if versions else []
     gone = archive.kept(model) - set(wanted)
     if not wanted and not gone and not view.archived:
         return f"no version of {model} is archived"
     for number in wanted:
         archive.load(model, number, archive.packaged(model, number))
-    director.put_archived(model, _backends(wanted, archive) if wanted else ())
+    director.put_archived(model, _shared(model, wanted, archive) if wanted else ())
     for number in sorted(gone):
         archive.unload(model, number)
-    return f"archived: {', '.join(f'v{number}' for number in wanted) or 'none'}"
+    return _told(wanted)
 
 
-def _backends(numbers: Iterable[int], archive: Archive) -> list[Backend]:
+def keep_servers(model: str, versions: int, registry: Registry, director: Director, servers: Servers) -> str:
+    """The same where each version has a server of its own, which goes on; says in a sentence what there is. `promote` stops the others."""
+    view = director.model(model)
+    wanted = [each for each in _promoted(view, registry) if IMAGE in each.tags][-versions:] if versions else []
+    if not wanted and not view.archived:
+        return f"no version of {model} is archived"
+    kept = [servers.start(server_name(model, each.number), each.tags[IMAGE]) for each in wanted]
+    for server in kept:
+        servers.wait_ready(server, model, START_S)
+    director.put_archived(model, [_own(each.number, server) for each, server in zip(wanted, kept, strict=True)])
+    return _told([each.number for each in wanted])
+
+
+def stand_alone(model: str, version: int, director: Director, archive: Archive) -> None:
+    """Gives an archived version that shares its server one of its own, so that it can be stable.
+
+    Raises `ServerTrouble` and what the director raises.
+    """
+    server = archive.start_alone(model, version)
+    director.put_archived(model, [_own(version, server) if each.version == version else each for each in director.model(model).archived])
+
+
+def _promoted(view: ModelView, registry: Registry) -> list[ModelVersion]:
+    """The versions that were promoted, were not taken back since, and have no role; the oldest first."""
+    return [each for each in registry.versions(view.model) if each.tags.get(OUTCOME) == PROMOTED and each.number not in view.roles]
+
+
+def _shared(model: str, numbers: Iterable[int], archive: Archive) -> list[Backend]:
     server = archive.server()
-    return [Backend(version=number, http=server.http, grpc=server.grpc) for number in numbers]
+    return [Backend(version=number, http=server.http, grpc=server.grpc, name=archived_name(model, number)) for number in numbers]
+
+
+def _own(version: int, server: Server) -> Backend:
+    return Backend(version=version, http=server.http, grpc=server.grpc, metrics=server.metrics)
+
+
+def _told(numbers: Iterable[int]) -> str:
+    return f"archived: {', '.join(f'v{number}' for number in numbers) or 'none'}"
 
 
 def _started(repository: Path) -> Server:

@@ -2,9 +2,10 @@
 
     python -m delivery.bring_back
 
-The service `servers` of docker-compose.yaml runs it at each start, before Airflow. For each model the director names stable and previous,
-the registry their images, and each server gets the address back at which the gateway looks for it. A local stack needs none of this: its
-servers are supervisord's programs. It moves no traffic; a version that cannot be brought back is told, and the others go on.
+The service `servers` of docker-compose.yaml runs it at each start, before Airflow. For each model the director names stable, previous and
+what is archived, the registry their images, and each server gets the address back at which the gateway looks for it. A local stack needs
+none of this: its servers are supervisord's programs. It moves no traffic; a version that cannot be brought back is told, and the others go
+on.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def bring(model: str, backend: Backend, registry: Registry, servers: ContainerSe
 
 def _pointed_at(director: Director, model: str) -> list[Backend]:
     view = director.model(model)
-    return [each for each in (view.stable, view.previous) if each is not None]
+    return [each for each in (view.stable, view.previous, *view.archived) if each is not None]
 
 
 if __name__ == "__main__":

@@ -117,13 +117,14 @@ class Begun:
 
 @dataclass(frozen=True, kw_only=True)
 class Ordered:
-    """Body of POST orders. Without a version, the one that the order can be about is meant."""
+    """Body of POST orders. Without a version, the one that the order can be about is meant; without `to` an undo leads to previous."""
 
     id: str
     action: str
     who: str
     why: str
     version: int | None = None
+    to: int | None = None
 
 
 class Api:
@@ -255,7 +256,15 @@ class Api:
         version = ordered.version or known or self._situation(model).version_for(ordered.action)
         if version is None:
             raise NotAllowed(f"{self._situation(model).sentence}: {ordered.action[:40]} of which version? Name one")
-        return Order(id=ordered.id, model=model, version=version, action=ordered.action, who=ordered.who, why=ordered.why)
+        return Order(
+            id=ordered.id,
+            model=model,
+            version=version,
+            action=ordered.action,
+            who=ordered.who,
+            why=ordered.why,
+            back_to=ordered.to or 0,
+        )
 
     async def _carry_out(self, order: Order) -> None:
         """What the director does itself; all else is obeyed by the delivery's watch, which asks for its orders each second."""
@@ -280,7 +289,7 @@ class Api:
             return  # done already
         try:
             await self._switchboard.take_back(order.model)
-            await self._switchboard.undo(order.model, known.previous.version if known.previous else 0)
+            await self._switchboard.undo(order.model, order.back_to)
         except Exception:
             self._orders.withdraw(order)
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import httpx
@@ -62,6 +62,16 @@ class ModelView:
     shadow_permille: int
     split: SplitView | None
     archived: tuple[Backend, ...] = ()
+
+    @property
+    def roles(self) -> set[int]:
+        """The versions that are stable, previous or candidate."""
+        return {each.version for each in (self.stable, self.previous, self.candidate) if each}
+
+    @property
+    def with_servers(self) -> set[int]:
+        """The versions whose own server the gateway points at: those with a role, and of the archived those that share none."""
+        return self.roles | {each.version for each in self.archived if each.alone}
 
 
 class Row(NamedTuple):
@@ -182,7 +192,7 @@ class Director:
         """These versions and no others answer those who pin them, from the archive; returns once the gateway shows it. Raises `Refused`
         for a version that has a role.
         """
-        rows = [{"version": each.version, "http": each.http, "grpc": each.grpc} for each in backends]
+        rows = [{key: value for key, value in asdict(each).items() if value is not None} for each in backends]
         return _view(self._ask("PUT", f"/v1/models/{model}/archived", {"versions": rows}, timeout=CHANGE_TIMEOUT))
 
     def observations(self, model: str, after: int = 0) -> Rows:
@@ -209,12 +219,16 @@ class Director:
     def orders(self, model: str) -> OrdersView:
         return _orders(self._ask("GET", f"/v1/models/{model}/orders"))
 
-    def order(self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None) -> OrdersView:
+    def order(
+        self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None, to: int | None = None
+    ) -> OrdersView:
         """Gives an order; returns when the director has kept it and, where it acts itself (abort, undo), the gateway obeys.
 
-        Without a version the one is meant that it can be about. Raises `Refused` with what is allowed when it makes no sense now.
+        Without a version the one is meant that it can be about; `to` is where an undo leads, else to the previous version. Raises `Refused`
+        with what is allowed when it makes no sense now.
         """
-        body = {"id": order_id, "action": action, "who": who, "why": why, **({} if version is None else {"version": version})}
+        optional = {name: number for name, number in (("version", version), ("to", to)) if number is not None}
+        body = {"id": order_id, "action": action, "who": who, "why": why, **optional}
         return _orders(self._ask("POST", f"/v1/models/{model}/orders", body, timeout=CHANGE_TIMEOUT))
 
     def health(self, model: str) -> dict[int, bool]:

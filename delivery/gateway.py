@@ -24,7 +24,6 @@ from delivery.traffic import (
     WHOLE,
     Backend,
     ModelTraffic,
-    archived_name,
     cluster_name,
     host_and_port,
     pinned_name,
@@ -257,15 +256,15 @@ def _pinned_route(model: str, backend: Backend, protocol: str, timeouts: Timeout
 
 
 def _archived_route(model: str, backend: Backend, protocol: str, timeouts: Timeouts) -> Json:
-    """The archive knows it by another name. Paths are rewritten; a gRPC call has its model in the body, where the caller must say that
-    name: under the model's own name the archive knows nothing, and answers so.
+    """Where several share a server, it knows each by a name of its own. Paths are rewritten; a gRPC call has its model in the body, where
+    the caller must say that name: under the model's own name such a server knows nothing, and answers so.
     """
     route = _pinned_route(model, backend, protocol, timeouts)
-    if protocol == "http":
+    if protocol == "http" and backend.name is not None:
         pattern = {"regex": rf"^/v2/models/{model}(?:/versions/[0-9]+)?(.*)$"}
         route["route"]["regex_rewrite"] = {
             "pattern": pattern,
-            "substitution": rf"/v2/models/{archived_name(model, backend.version)}\1",
+            "substitution": rf"/v2/models/{backend.name}\1",
         }
     return route
 

@@ -114,7 +114,7 @@ class OrderBook:
             raise NotAllowed(f"{here.sentence}, and had {MOST} orders already; no more are taken")
         under_way = here.delivery is not None and not here.delivery.ended and order.action != RETRY
         name = here.delivery.name if here.delivery and under_way else ""
-        back_to = here.previous or 0 if order.action == UNDO else 0
+        back_to = (order.back_to or here.previous or 0) if order.action == UNDO else 0
         taken = dataclasses.replace(order, unix_s=round(self._now_s(), 3), at=here.at, delivery=name, back_to=back_to)
         self._write({"event": "order", **dataclasses.asdict(taken)})
         return taken

@@ -15,7 +15,8 @@ same version does not bind a later one.
 
 `retry` of another version than the one under way is always possible: its delivery waits for its turn. While a delivery is paused it can
 only be resumed, approved or aborted; once it is aborted, only an undo is left. A pause that came when the last step had passed was too late
-and does not bind the bake, and `promote_fully` given before it does not shorten it. An undo never leads back to what was undone last.
+and does not bind the bake, and `promote_fully` given before it does not shorten it. An undo leads to the previous version or, where that is
+said, to an archived one, and never back to what was undone last.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Order:
     """One order. `id` is made by who sends it, so that sending it again changes nothing; `unix_s`, `at`, `delivery` by who takes it.
 
     `at` is the place in the rollout that it was given at (see `place`): an order about "this step" means that step and no later one.
-    `back_to` is the version that an undo leads back to.
+    `back_to` is the version that an undo leads back to, and 0 for any other order.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Order:
         checked_model(self.model)
         _need(bool(ID.fullmatch(self.id)), f"id {self.id[:40]!r}: expected 8 to 250 letters, digits and _ . : + -")
         _need(self.version >= 1, f"version is {self.version}; versions count from 1")
+        _need(not self.back_to or self.action == UNDO, f"{self.action[:40]} leads back to no version; only an undo does")
         _need(self.action in ACTIONS, f"action is {self.action[:40]!r}; allowed: {', '.join(ACTIONS)}")
         _need(_is_line(self.who, LONGEST_WHO), f"who must be one line of 1 to {LONGEST_WHO} characters")
         _need(_is_line(self.why, LONGEST_WHY), f"why must be one line of 1 to {LONGEST_WHY} characters: it is what others will read")
@@ -77,14 +79,8 @@ class Order:
         return f"{self.who}: {self.why}"
 
     def same_as(self, other: Order) -> bool:
-        """Whether both ask for the same thing, whenever they were taken."""
-        return (self.model, self.version, self.action, self.who, self.why) == (
-            other.model,
-            other.version,
-            other.action,
-            other.who,
-            other.why,
-        )
+        """Whether the other asks for this too, whenever it was taken; an undo that does not say where to leads where this one does."""
+        return self == replace(other, unix_s=self.unix_s, at=self.at, delivery=self.delivery, back_to=other.back_to or self.back_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +124,7 @@ class Situation:
     stable: int | None
     previous: int | None
     wanted: Wanted
+    archived: tuple[int, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -145,7 +142,12 @@ class Situation:
             found = tuple(each for each in SENSIBLE[self.where] if each in WHILE_PAUSED)
         else:
             found = tuple(each for each in SENSIBLE[self.where] if each != RESUME)
-        return tuple(each for each in found if each != UNDO or self.previous is not None)
+        return tuple(each for each in found if each != UNDO or self.loaded)
+
+    @property
+    def loaded(self) -> tuple[int, ...]:
+        """The versions that an undo can lead back to."""
+        return (*((self.previous,) if self.previous is not None else ()), *self.archived)
 
     def version_for(self, action: str) -> int | None:
         """The version that is meant when none is named: the one under way, for an undo the stable one; for a retry the last one."""
@@ -167,6 +169,7 @@ def situation(
         stable=stable,
         previous=None if undo and (undo.back_to, undo.version) == (stable, previous) else previous,
         wanted=binding(wanted(orders), where),
+        archived=tuple(each.version for each in traffic.archived),
     )
 
 
@@ -205,6 +208,10 @@ def check(order: Order, here: Situation) -> None:
         raise NotAllowed(f"{here.sentence}: {order.action} makes no sense there; {_possible(here)}")
     if (meant := here.version_for(order.action)) != order.version:
         raise NotAllowed(f"{here.sentence}: {order.action} is about v{meant} there and not about v{order.version}; name v{meant} or none")
+    if order.action == UNDO and (order.back_to or here.previous) not in here.loaded:
+        loaded = ", ".join(f"v{number}" for number in here.loaded)
+        wished = f"to v{order.back_to}" if order.back_to else "to the version before, which was undone itself,"
+        raise NotAllowed(f"{here.sentence}: an undo {wished} is not possible; loaded are {loaded}: name one of them (--to)")
     return None
 
 

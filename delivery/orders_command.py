@@ -1,8 +1,8 @@
 """`penstock status | pause | resume | promote | approve | abort | undo | retry`: people's orders, from a terminal.
 
-It talks to the director, for a retry also to Airflow; after an undo it has the registry follow, if it can reach it. Who asks is the
-operating system's user unless `--who` says otherwise; why is never optional. Nothing is decided here: the director refuses what makes no
-sense.
+It talks to the director, for a retry also to Airflow; after an undo it has the registry follow, if it can reach it. An undo to a version
+that shares the archive's server is a run of the DAG `steer`, whose task may start it one of its own. Who asks is the operating system's
+user unless `--who` says otherwise; why is never optional. Nothing is decided here: the director refuses what makes no sense.
 
 | exit status | means                                                                         |
 |-------------|-------------------------------------------------------------------------------|
@@ -36,7 +36,7 @@ WORDS = {
     "promote": (PROMOTE_NOW, "end this step and go on to the next; with --fully also all that follow"),
     "approve": (APPROVE, "give the approval that the policy asks for at this step"),
     "abort": (ABORT, "take the candidate back now and end its delivery"),
-    "undo": (UNDO, "make the previous version stable again, at once"),
+    "undo": (UNDO, "make the previous version stable again, at once; with --to an archived one"),
     "retry": (RETRY, "deliver a version again from the beginning"),
 }
 
@@ -56,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _order(director: Director, addresses: Addresses, options: argparse.Namespace) -> int:
     action = PROMOTE_FULLY if options.word == "promote" and options.fully else WORDS[options.word][0]
     order_id = secrets.token_hex(8)
-    seen = director.order(options.model, order_id=order_id, action=action, who=options.who, why=options.why, version=options.version)
+    to = options.to if action == UNDO else None
+    if to and any(each.version == to and not each.alone for each in director.model(options.model).archived):
+        return _undo_by_a_task(addresses, options, order_id)
+    words = {"action": action, "who": options.who, "why": options.why}
+    seen = director.order(options.model, order_id=order_id, version=options.version, to=to, **words)
     order = next(each for each in seen.orders if each.id == order_id)
     print(f"{action} of {order.model} v{order.version} is ordered, by {order.said}")
     if action == RETRY:
@@ -65,6 +69,12 @@ def _order(director: Director, addresses: Addresses, options: argparse.Namespace
     if action == UNDO:
         print(_registry_followed(director, addresses, order))
     print(seen.sentence)
+    return 0
+
+
+def _undo_by_a_task(addresses: Addresses, options: argparse.Namespace, order_id: str) -> int:
+    run = Airflow(addresses).steer(options.model, UNDO, to=options.to, why=f"{options.who}: {options.why}", order_id=order_id)
+    print(f"v{options.to} shares the archive's server: steer starts it one of its own and then makes it stable, as {run}")
     return 0
 
 
@@ -130,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--who", default=getpass.getuser(), help="who orders it (the user's name)")
         if word == "promote":
             one.add_argument("--fully", action="store_true", help="end all further steps and waits, too")
+        if word == "undo":
+            one.add_argument("--to", type=int, metavar="VERSION", help="an archived version; without it the previous one")
     return parser
 
 

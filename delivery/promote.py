@@ -70,15 +70,15 @@ def finish(registry: Registry, version: ModelVersion, *, why: str, evidence: str
 
 
 def retired(model: str, names: Iterable[str], in_use: set[int]) -> list[str]:
-    """Servers of a model that nothing points at any more: after a promotion that is the version before the previous one."""
+    """Servers of a model that nothing points at any more: after a promotion that is the version before the previous one, or what left the
+    archive for it.
+    """
     kept = {server_name(model, number) for number in in_use}
     return sorted(name for name in names if name.startswith(f"{model}--v") and name not in kept)
 
 
 def _stop_retired(model: str, director: Director, names: Iterable[str], stop: Callable[[str], None]) -> list[str]:
-    traffic = director.model(model)
-    in_use = {each.version for each in (traffic.stable, traffic.previous, traffic.candidate) if each}
-    names = retired(model, names, in_use)
+    names = retired(model, names, director.model(model).with_servers)
     for name in names:
         stop(name)
     return names

@@ -154,8 +154,7 @@ def _remove(spec: Spec, director: Director) -> str:
 
 def _stop(spec: Spec, director: Director, stop: Callable[[str], None]) -> str:
     """Asks the gateway again: a server that anything points at goes on, whatever this delivery thinks of it."""
-    traffic = director.model(spec.model)
-    if spec.version in {each.version for each in (traffic.stable, traffic.previous, traffic.candidate) if each}:
+    if spec.version in director.model(spec.model).with_servers:
         return f"the server of v{spec.version} goes on: the gateway uses it"
     stop(server_name(spec.model, spec.version))
     return f"no server of v{spec.version} runs"

@@ -73,7 +73,7 @@ class LocalServers:
 
     def archive(self, model: str, versions: int, registry: Registry, director: Director) -> str:
         """See `delivery.archive.follow`."""
-        from delivery.archive import follow, local_archive  # only one task needs what it imports
+        from delivery.archive import follow, local_archive
 
         return follow(model, versions, registry, director, local_archive(self._state))
 

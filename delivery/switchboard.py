@@ -167,12 +167,12 @@ class Switchboard:
                 await self._install(after, healthy=after.stable if new else None)
 
     async def undo(self, model: str, version: int) -> None:
-        """Stable and previous change places with one change of the routes. To a version that is not healthy now it is refused at once."""
+        """The version before, or an archived one, is stable again with one change of the routes. One that is not healthy is refused."""
         async with self._changing(model):
             before = self.traffic(model)
             after = before.undone(version, self.lease(model))
             new = after.stable if after != before else None
-            if new is not None and not _own(model, new) <= await self._healthy():
+            if new is not None and new == before.previous and not _own(model, new) <= await self._healthy():
                 raise NotConfirmed(f"{model} v{version} at {new.http} is not healthy, so nothing was changed; start it again first")
             await self._install(after, healthy=new)
 

@@ -54,13 +54,15 @@ class Held(NotAllowed):
 class Backend:
     """The server of one model version: `http` and `grpc` are addresses like 127.0.0.1:8000.
 
-    `metrics` is where it tells its own figures; nothing routes there, so two backends that differ in it alone are equal.
+    `metrics` is where it tells its own figures; nothing routes there, so two backends that differ in it alone are equal. `name`: what the
+    server calls the model, where it has others beside it and so not by the model's own name; only an archived version may.
     """
 
     version: int
     http: str
     grpc: str
     metrics: str | None = field(default=None, compare=False)
+    name: str | None = None
 
     def __post_init__(self) -> None:
         if self.version < 1:
@@ -68,6 +70,11 @@ class Backend:
         for address in (self.http, self.grpc, self.metrics):
             if address is not None:
                 host_and_port(address)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the server is this version's own, and so can have a role."""
+        return self.name is None
 
     def address(self, protocol: str) -> str:
         return self.http if protocol == "http" else self.grpc
@@ -80,7 +87,7 @@ class ModelTraffic:
     `previous` is the stable before this one, kept for the undo and as fallback. `shadow_permille` is the share of requests that are
     mirrored to the candidate; it holds as long as it is renewed, and does not survive a restart. `slice_header` is the request header that
     says which slice a request belongs to; none means that requests are not told apart. `archived` versions have no role: they answer those
-    who pin them, from a server that has them under names of their own (`archived_name`).
+    who pin them, each from a server of its own or from one that has several (`archived_name`).
     """
 
     model: str
@@ -98,6 +105,8 @@ class ModelTraffic:
         versions = [each.version for each in (*self.backends, *self.archived)]
         if len(versions) != len(set(versions)):
             raise ValueError(f"{self.model}: one version cannot have two roles: {versions}")
+        if shared := [each.version for each in self.backends if not each.alone]:
+            raise ValueError(f"{self.model} v{shared[0]} shares a server with others and can have no role")
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -150,18 +159,27 @@ class ModelTraffic:
         return replace(self, stable=self.candidate, previous=self.stable, candidate=None, shadow_permille=0)
 
     def undone(self, version: int, lease: Lease | None) -> ModelTraffic:
-        """Stable and previous change places, and `version` is stable again; a candidate stays. Changes nothing when it is stable already.
+        """`version` is stable again, and stable becomes previous; a candidate stays. Changes nothing when it is stable already.
 
-        Raises `NotAllowed` when `version` is not the previous one, `Held` while a split is held: its weights name the stable of now.
+        Back to the previous version both change places; back to an archived one, previous is archived in its place. Raises `NotAllowed`
+        when `version` is neither or shares its server, `Held` while a split is held: its weights name the stable of now.
         """
         if self.stable is not None and self.stable.version == version:
             return self
-        if self.previous is None or self.previous.version != version:
+        back = next((each for each in (self.previous, *self.archived) if each and each.version == version), None)
+        if back is None:
             kept = f"v{self.previous.version} is" if self.previous else "no version is"
             raise NotAllowed(f"{self.model} cannot go back to v{version}: {kept} kept as previous; deliver v{version} again")
+        if not back.alone:
+            raise NotAllowed(
+                f"{self.model} v{version} shares the archive's server; order it from the DAG `steer`, which starts it one of its own"
+            )
         if lease is not None:
             raise Held(lease.holder)
-        return replace(self, stable=self.previous, previous=self.stable)
+        archived = self.archived
+        if back is not self.previous:
+            archived = tuple(each for each in (self.previous, *archived) if each is not None and each is not back)
+        return replace(self, stable=back, previous=self.stable, archived=tuple(sorted(archived, key=lambda each: each.version)))
 
     def with_archived(self, backends: Iterable[Backend]) -> ModelTraffic:
         """These answer those who pin them, and no others of the archive do. Raises `NotAllowed` for a version that has a role."""

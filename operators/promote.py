@@ -11,6 +11,7 @@ from validation.policy import section
 
 class Promote(RolloutOperator):
     noun = "promote"
+    reaches = ("core", "serving")
     uses_engine = True
     needs_stable = False
 

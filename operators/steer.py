@@ -29,8 +29,9 @@ class Steer(TaskOperator):
     def inputs(self, context: Mapping[str, Any]) -> dict[str, Any]:
         """The run's id is the order's: the task tried again is the same order again."""
         who = getattr(context["dag_run"], "triggering_user_name", None) or "somebody"
-        words = {"action": context["params"]["action"], "why": context["params"]["why"]}
-        return {**words, "who": f"airflow:{who}", "order": context["run_id"]}
+        form = context["params"]
+        further = {"to": form["to"]} if form.get("to") else {}
+        return {"action": form["action"], "why": form["why"], "who": f"airflow:{who}", "order": context["run_id"], **further}
 
 
 def again(model: str, version: int, order: str, why: str) -> dict[str, Any]:

@@ -167,20 +167,23 @@ class FakeDirector:
         self._called("orders")
         return self._orders(model)
 
-    def order(self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None) -> OrdersView:
+    def order(
+        self, model: str, *, order_id: str, action: str, who: str, why: str, version: int | None = None, to: int | None = None
+    ) -> OrdersView:
         self._called("order")
         here = self.book.situation(self._of(model), self.leases.get(model))
-        meant = version or here.version_for(action) or 1
+        known = next((each.version for each in self.book.orders(model) if each.id == order_id), None)
+        meant = version or known or here.version_for(action) or 1
         try:
-            wished = Order(id=order_id, model=model, version=meant, action=action, who=who, why=why)
+            wished = Order(id=order_id, model=model, version=meant, action=action, who=who, why=why, back_to=to or 0)
             order = self.book.find(wished) or self.book.take(wished, here)
         except NotAllowed as error:
             raise Refused(str(error)) from error
         if action == "abort":
             self.leases.pop(model, None)
-        known = self._of(model)
-        if action == "undo" and known.stable and known.stable.version == order.version:
-            self.traffic[model] = known.undone(known.previous.version if known.previous else 0, None)
+        traffic = self._of(model)
+        if action == "undo" and traffic.stable and traffic.stable.version == order.version:
+            self.traffic[model] = traffic.undone(order.back_to, None)
         return self._orders(model)
 
     def _orders(self, model: str) -> OrdersView:

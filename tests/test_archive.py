@@ -14,9 +14,9 @@ from fakes import FakeDirector
 from local_supervisor import local_supervisor  # noqa: F401 - a fixture
 from onnx import TensorProto, helper, numpy_helper
 
-from delivery.archive import Archive, follow, local_archive
-from delivery.registry import OUTCOME, ModelVersion
-from delivery.triton import ARCHIVE, ServerTrouble, stop_server, wait_ready
+from delivery.archive import Archive, follow, keep_servers, local_archive, stand_alone
+from delivery.registry import IMAGE, OUTCOME, ModelVersion
+from delivery.triton import ARCHIVE, Server, ServerTrouble, stop_server, wait_ready
 from stack import supervisor
 from stack.settings import Settings
 
@@ -67,10 +67,14 @@ def loaded(archive: Archive, *versions: int) -> None:
 
 
 def answer(archive: Archive, version: int) -> float:
-    with tritonclient.grpc.InferenceServerClient(archive.server().grpc) as client:
+    return asked(archive.server().grpc, f"{MODEL}--v{version}")
+
+
+def asked(address: str, name: str) -> float:
+    with tritonclient.grpc.InferenceServerClient(address) as client:
         given = tritonclient.grpc.InferInput("X", [1, 1], "FP32")
         given.set_data_from_numpy(np.zeros((1, 1), dtype=np.float32))
-        return float(client.infer(f"{MODEL}--v{version}", [given]).as_numpy("Y")[0, 0])
+        return float(client.infer(name, [given]).as_numpy("Y")[0, 0])
 
 
 def processes(settings: Settings) -> dict[str, int]:
@@ -137,12 +141,13 @@ def test_a_killed_archive_comes_back_with_all_that_can_be_loaded(archive: Archiv
 class Registry:
     """One model's versions with their outcomes."""
 
-    def __init__(self, *outcomes: str) -> None:
-        self._outcomes = outcomes
+    def __init__(self, *outcomes: str, images: tuple[int, ...] = ()) -> None:
+        self._tags = [
+            {OUTCOME: each, **({IMAGE: f"{MODEL}@{number}"} if number in images else {})} for number, each in enumerate(outcomes, start=1)
+        ]
 
     def versions(self, model: str) -> list[ModelVersion]:
-        rows = enumerate(self._outcomes, start=1)
-        return [ModelVersion(model=model, number=number, run_id="r", tags={OUTCOME: outcome}) for number, outcome in rows]
+        return [ModelVersion(model=model, number=number, run_id="r", tags=tags) for number, tags in enumerate(self._tags, start=1)]
 
 
 def followed(archive: Archive, director: FakeDirector, versions: int, *outcomes: str) -> str:
@@ -175,6 +180,55 @@ def test_the_gateway_forgets_a_version_before_it_is_unloaded(archive: Archive):
     with pytest.raises(Exception, match="put_archived"):
         followed(archive, director, 1, "promoted", "promoted")
     assert (answer(archive, 1), answer(archive, 2)) == (1, 2)
+
+
+def test_a_version_that_shall_be_stable_gets_a_server_of_its_own(archive: Archive):
+    """It answers there under the model's own name; the others stay where they are, and twice is once."""
+    director = FakeDirector()
+    director.serves(MODEL, stable=4)
+    for number in (1, 2):
+        package(archive, number)
+    followed(archive, director, 2, "promoted", "promoted")
+    try:
+        for _ in range(2):
+            stand_alone(MODEL, 1, director, archive)
+        first, second = director.model(MODEL).archived
+        assert (first.version, first.alone, second.version, second.alone) == (1, True, 2, False)
+        assert asked(first.grpc, MODEL) == 1
+        assert director.model(MODEL).with_servers == {4, 1}
+    finally:
+        stop_server(f"{MODEL}--v1")
+
+
+class OwnServers:
+    """Of containers: started by image, each for itself."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[str, str]] = []
+        self.ready: list[str] = []
+
+    def start(self, name: str, source: str) -> Server:
+        self.started.append((name, source))
+        return Server(name=name, http="10.0.0.7:8000", grpc="10.0.0.7:8001", metrics="10.0.0.7:8002")
+
+    def wait_ready(self, server: Server, model: str, timeout_s: float) -> float:
+        del model
+        self.ready.append(server.name)
+        return timeout_s
+
+
+def test_where_each_version_has_a_server_it_goes_on():
+    """Those without an image cannot; the gateway knows each by the model's own name."""
+    director, servers = FakeDirector(), OwnServers()
+    director.serves(MODEL, stable=5, previous=4)
+    registry = Registry("promoted", "promoted", "rolled_back", "promoted", "promoted", images=(2, 3, 4, 5))
+    assert keep_servers(MODEL, 2, registry, director, servers) == "archived: v2"  # type: ignore[arg-type]
+    assert (servers.started, servers.ready) == ([("sum--v2", "sum@2")], ["sum--v2"])
+    (kept,) = director.model(MODEL).archived
+    assert (kept.version, kept.alone, kept.http, kept.metrics) == (2, True, "10.0.0.7:8000", "10.0.0.7:8002")
+    assert keep_servers(MODEL, 0, registry, director, servers) == "archived: none"  # type: ignore[arg-type]
+    assert director.model(MODEL).archived == ()
+    assert keep_servers(MODEL, 0, registry, director, servers) == f"no version of {MODEL} is archived"  # type: ignore[arg-type]
 
 
 def test_where_nothing_is_archived_no_server_is_started(tmp_path: Path):

@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 import httpx
@@ -223,11 +224,13 @@ async def test_a_candidate_that_is_not_ready_is_not_registered(shared, model):
 # ---- the archive
 
 
-async def test_an_archived_version_answers_those_who_pin_it(shared, model):
-    """Over HTTP under the model's own name, over gRPC under the archive's; nobody else gets there, and nothing of it is evidence."""
-    async with versions(model, 2) as (v2,), versions(f"{model}--v1", 1) as (old,), Client(shared, model) as client:
+@pytest.mark.parametrize("suffix", ["", "--v1"])
+async def test_an_archived_version_answers_those_who_pin_it(shared, model, suffix):
+    """Also where its server knows it by another name; nobody else gets there, and nothing of it is evidence."""
+    name = f"{model}{suffix}"
+    async with versions(model, 2) as (v2,), versions(name, 1) as (old,), Client(shared, model) as client:
         await make_stable(shared, v2)
-        await call(shared.client.put_archived, model, [old.backend])
+        await call(shared.client.put_archived, model, [replace(old.backend, name=name if suffix else None)])
         pinned = [await client.http(x_model_version="1"), await client.grpc(x_model_version="1")]
         others = await client.many(20)
         rows = await rows_after(shared, model, 0, 20)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from gateway_fixtures import TOKEN, Client, Stack, begin_rollout, call, running, share, until, versions
+from gateway_fixtures import TOKEN, Client, Stack, begin_rollout, call, make_stable, running, share, until, versions
 
 from delivery import command, orders_command
 from delivery.addresses import Addresses
@@ -105,6 +105,20 @@ async def test_an_undo_is_one_call_and_happens_once(shared, model, capsys):
     assert "allowed: retry" in said.err
 
 
+async def test_an_undo_may_lead_to_an_archived_version(shared, model):
+    """When the command returns the named version serves; one that is not loaded is refused and nothing moves."""
+    async with versions(model, 1, 2, 3) as (v1, v2, v3), Client(shared, model) as client:
+        await begin_rollout(shared, v2, v3)
+        await call(shared.client.put_stable, model, 3)
+        await call(shared.client.put_archived, model, [v1.backend])
+        assert await penstock("undo", model, "--to", "7") == 1
+        assert {each.version for each in await client.many(20)} == {3}
+        assert await penstock("undo", model, "--to", "1") == 0
+        assert {each.version for each in await client.many(20)} == {1}
+        (order,) = (await call(shared.client.orders, model)).orders
+    assert (order.version, order.back_to) == (3, 1)
+
+
 async def test_a_pause_holds_and_the_rest_is_refused(shared, model, capsys):
     """The share stays; what is allowed while paused is said; status shows the order with who and why."""
     async with versions(model, 1, 2) as started:
@@ -179,6 +193,28 @@ def test_a_retry_is_recorded_and_runs(shared, model, monkeypatch, capsys):
     assert (runs[-1].url.path, runs[-1].headers["Authorization"]) == (f"/api/v2/dags/deliver_{model}/dagRuns", "Bearer t")
     assert (body["dag_run_id"], body["conf"]) == (f"retry__{model}__v7__{order.id}", {"version": 7})
     assert f"deliver_{model} runs it as {body['dag_run_id']}" in capsys.readouterr().out
+
+
+async def test_an_undo_to_a_version_that_shares_its_server_is_a_task(shared, model, monkeypatch, capsys):
+    """Only a task can start it one of its own: the DAG `steer` gets the order, with who and why, and the director none yet."""
+    runs: list[httpx.Request] = []
+
+    def airflow(request: httpx.Request) -> httpx.Response:
+        runs.append(request)
+        return httpx.Response(201, json={"access_token": "t"})
+
+    monkeypatch.setattr(orders_command, "Airflow", lambda given: Airflow(given, httpx.MockTransport(airflow)))
+    async with versions(model, 2) as (v2,):
+        await make_stable(shared, v2)
+        await call(shared.client.put_archived, model, [Backend(version=1, http="127.0.0.1:9", grpc="127.0.0.1:9", name=f"{model}--v1")])
+        assert await penstock("undo", model, "--to", "1") == 0
+    body = json.loads(runs[-1].content)
+    assert (runs[-1].url.path, body["conf"]) == (
+        "/api/v2/dags/steer/dagRuns",
+        {"model": model, "action": "undo", "to": 1, "why": "ada: because"},
+    )
+    assert shared.client.orders(model).orders == ()
+    assert f"makes it stable, as {body['dag_run_id']}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("status", "run"), [(409, True), (200, True), (403, False), (500, False)])

@@ -137,6 +137,33 @@ def test_no_undo_leads_back_to_what_was_undone() -> None:
     assert UNDO in situation(later, None, ended, (), undo).allowed
 
 
+def test_an_undo_may_name_a_version_that_is_loaded() -> None:
+    """Any of those in the archive, and no other; also when the version before was undone itself, and then one must be named."""
+    undo = order(UNDO, version=2, back_to=1)
+    known = ModelTraffic(model="m", stable=backend(1), previous=backend(2), archived=(backend(5), backend(6)))
+    after = situation(known, None, replace(DELIVERY, ended=True), (), undo)
+    assert (check(order(UNDO, version=1, back_to=5), after), check(order(UNDO, version=1, back_to=6), after)) == (None, None)
+    for to, said in (
+        (0, "an undo to the version before, which was undone itself, is not"),
+        (2, "an undo to v2 is not"),
+        (7, "to v7 is not"),
+    ):
+        with pytest.raises(NotAllowed) as refused:
+            check(order(UNDO, version=1, back_to=to), after)
+        assert said in str(refused.value)
+        assert "loaded are v5, v6: name one of them (--to)" in str(refused.value)
+    with pytest.raises(ValueError, match="pause leads back to no version"):
+        order(PAUSE, back_to=5)
+
+
+def test_the_same_undo_again_is_the_same() -> None:
+    """One that does not say where it leads, leads where it led at first; another place makes it another order."""
+    kept = order(UNDO, version=2, back_to=1, unix_s=1.0, at="idle")
+    assert kept.same_as(order(UNDO, version=2))
+    assert kept.same_as(order(UNDO, version=2, back_to=1))
+    assert not kept.same_as(order(UNDO, version=2, back_to=5))
+
+
 def test_the_last_word_on_a_pause_counts() -> None:
     """Paused, resumed, paused again is paused."""
     assert wanted([order(PAUSE), order(RESUME)]).paused is None

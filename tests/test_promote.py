@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import FakeDirector, FakeServers
+from fakes import FakeDirector, FakeServers, backend
 from registry_fixtures import mlflow_address_fixture, model_fixture, register_any, registry_fixture, spec  # noqa: F401 - found by name
 
 from delivery.director_client import DirectorUnreachable
@@ -67,6 +68,14 @@ def test_the_archive_follows_before_a_server_stops(registry: Registry, model: st
     run(registry, director, servers, model, 3)
     ((_, asked, versions, running),) = servers.events
     assert (asked, versions, f"{model}--v1" in running) == (model, 2, True)
+
+
+def test_an_archived_version_keeps_its_own_server(registry: Registry, model: str) -> None:
+    """Where each has one of its own it goes on for those who pin it; one that is in a shared server needs none."""
+    director, servers = prepared(registry, model)
+    director.put_archived(model, [backend(7), replace(backend(8), name=f"{model}--v8")])
+    servers.start([f"{model}--v7", f"{model}--v8"])
+    assert run(registry, director, servers, model, 3).outputs["stopped"] == [f"{model}--v1", f"{model}--v8"]
 
 
 def test_an_archive_in_trouble_holds_up_no_promotion(registry: Registry, model: str) -> None:

@@ -144,6 +144,36 @@ async def test_undo_under_load_has_no_error(shared, model):
     assert (undone.stable.version, undone.previous.version, again) == (1, 2, undone)
 
 
+async def test_undo_to_an_archived_version_under_load_has_no_error(shared, model):
+    """It serves when the call returns; the versions that had a role are loaded still, and answer those who pin them."""
+    async with versions(model, 1, 2, 3) as (v1, v2, v3), Client(shared, model) as client:
+        await begin_rollout(shared, v2, v3)
+        await call(shared.client.put_stable, model, 3)
+        await call(shared.client.put_archived, model, [v1.backend])
+        async with Load(client) as load:
+            before = await load.more(60)
+            undone = await call(shared.client.undo, model, 1)
+            after = await load.more(60)
+        pinned = [(await client.http(x_model_version=str(number))).version for number in (1, 2, 3)]
+    assert load.errors == []
+    assert (share(before[20:], 3), share(after[20:], 1)) == (1, 1)
+    assert (undone.stable.version, undone.previous.version, undone.archived) == (1, 3, (v2.backend,))
+    assert pinned == [1, 2, 3]
+
+
+async def test_undo_to_a_dead_archived_version_is_refused(shared, model):
+    """It must be ready before the routes change: else stable stays stable, and serves."""
+    async with versions(model, 1, 2) as (v1, v2), Client(shared, model) as client:
+        await make_stable(shared, v2)
+        await call(shared.client.put_archived, model, [v1.backend])
+        await v1.stop()
+        with pytest.raises(DirectorUnreachable, match=f"health of {model} v1"):
+            await call(shared.client.undo, model, 1)
+        assert share(await client.many(40), 2) == 1
+    view = shared.client.model(model)
+    assert (view.stable.version, view.archived) == (2, (v1.backend,))
+
+
 async def test_undo_is_refused_without_a_previous_version_and_while_a_split_is_held(shared, model):
     """409 both times, with what to do, and nothing moves."""
     async with versions(model, 1, 2, 3) as (v1, v2, v3):

@@ -52,12 +52,30 @@ def test_undo_twice_is_undo_once():
 
 
 ARCHIVED = replace(ROLLOUT, archived=(backend(5), backend(6)))
+SHARED = replace(backend(6), name="digits--v6")
 
 
 def test_archived_versions_stay_while_roles_move():
     """A promotion and an undo are none of their business."""
     assert ARCHIVED.promoted(2).archived == ARCHIVED.archived
     assert ARCHIVED.promoted(2).undone(1, None).archived == ARCHIVED.archived
+
+
+def test_an_undo_may_lead_to_an_archived_version():
+    """Stable becomes previous as ever; the version before is loaded still, and is archived in the other's place."""
+    before = replace(ARCHIVED.promoted(2), candidate=backend(3))
+    assert before.undone(6, None) == replace(before, stable=backend(6), previous=backend(2), archived=(backend(1), backend(5)))
+    assert before.undone(6, None).undone(6, LEASE) == before.undone(6, None)
+    with pytest.raises(Held, match="'a'"):
+        before.undone(6, LEASE)
+
+
+def test_whoever_is_stable_shares_its_server_with_nobody():
+    """An archived version with others beside it gets a server of its own first; the refusal says how."""
+    with pytest.raises(NotAllowed, match=r"v6 shares the archive's server; order it from the DAG `steer`"):
+        ROLLOUT.with_archived([SHARED]).undone(6, None)
+    with pytest.raises(ValueError, match="v6 shares a server with others and can have no role"):
+        ModelTraffic(model="digits", stable=SHARED)
 
 
 def test_a_candidate_leaves_the_archive():
@@ -74,7 +92,8 @@ def test_what_has_a_role_is_not_archived():
 
 def test_the_archive_survives_a_restart():
     """It is durable like the roles, and nothing of it is written where there is none."""
-    assert traffic.load(json.loads(json.dumps(traffic.dump({"digits": ARCHIVED})))) == {"digits": ARCHIVED}
+    for known in (ARCHIVED, ROLLOUT.with_archived([SHARED])):
+        assert traffic.load(json.loads(json.dumps(traffic.dump({"digits": known})))) == {"digits": known}
     assert "archived" not in traffic.dump({"digits": ROLLOUT})["models"]["digits"]
 
 

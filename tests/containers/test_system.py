@@ -63,6 +63,24 @@ def test_a_version_goes_to_production_in_containers(world: ContainerWorld) -> No
     assert world.client_errors() == 0, world.error_samples()
 
 
+def test_what_was_stable_two_promotions_ago_is_archived(world: ContainerWorld) -> None:
+    """Its own container goes on, and answers those who pin it; no other traffic gets there."""
+    first = world.director.previous(MODEL)
+    number = world.deliver("v2")
+    assert world.outcome(number) == "promoted", world.why(number)
+    assert world.director.archived(MODEL) == {first}
+    assert world.server(first) in world.containers("penstock.server")
+    assert pinned(world, first)
+
+
+def pinned(world: ContainerWorld, number: int) -> bool:
+    """Whether the gateway has this very version's own answer for who pins it."""
+    url = f"http://127.0.0.1:{world.host.environ['PENSTOCK_GATEWAY_PORT']}/v2/models/{MODEL}/infer"
+    pixels = {"name": "pixels", "datatype": "FP32", "shape": [1, 64], "data": [0.0] * 64}
+    answer = httpx.post(url, headers={"x-model-version": str(number)}, json={"inputs": [pixels]}, timeout=10)
+    return answer.status_code == 200 and answer.headers["x-penstock-version"] == f"{MODEL}--v{number}--http"
+
+
 def test_an_undo_by_hand_moves_gateway_registry_and_images(world: ContainerWorld) -> None:
     """The version before is stable again, with no delivery and no client error, and the serving tag names its image."""
     stable, previous = world.share().stable, world.director.previous(MODEL)
@@ -70,6 +88,17 @@ def test_an_undo_by_hand_moves_gateway_registry_and_images(world: ContainerWorld
     assert (world.share().stable, world.registry.alias(MODEL, "production")) == (previous, previous)
     assert image_named(world, "serving") == world.version(previous).tags["penstock.image"].partition("@")[2]
     assert "undone by ada: wrong numbers in the report" in world.why(stable)
+    world.until_answered_more(200)
+    assert world.client_errors() == 0, world.error_samples()
+
+
+def test_an_undo_leads_further_back_to_an_archived_version(world: ContainerWorld) -> None:
+    """It is loaded, so one change of the routes makes it stable; images and aliases follow, and no client saw an error."""
+    (first,) = world.director.archived(MODEL)
+    assert world.command("undo", MODEL, "--why", "again") == 1
+    assert world.command("undo", MODEL, "--to", str(first), "--why", "both were wrong") == 0
+    assert (world.share().stable, world.registry.alias(MODEL, "production")) == (first, first)
+    assert image_named(world, "serving") == world.version(first).tags["penstock.image"].partition("@")[2]
     world.until_answered_more(200)
     assert world.client_errors() == 0, world.error_samples()
 
