@@ -215,7 +215,12 @@ class World:
         """Exit status of `penstock`, given by a user called ada."""
         python = self.state / "envs" / "rollout" / "bin" / "python"
         settings, keys = self.stage.settings, read_keys(self.state)
-        environ = {"PENSTOCK_DIRECTOR_URL": settings.director_url, "PENSTOCK_DIRECTOR_TOKEN": keys.director_token}
+        environ = {
+            "PENSTOCK_DIRECTOR_URL": settings.director_url,
+            "PENSTOCK_DIRECTOR_TOKEN": keys.director_token,
+            "PENSTOCK_AIRFLOW_URL": settings.airflow_url,
+            "PENSTOCK_AIRFLOW_PASSWORD": keys.airflow_admin_password,
+        }
         return subprocess.run([python, "-m", "delivery.command", *words, "--who", "ada"], env=environ, check=False).returncode
 
     def client_errors(self) -> int:
