@@ -127,6 +127,7 @@ class ProcessRuntime:
 
     def remove(self, name: str) -> None:
         self._stop(name)
+        _end_all_with(f"TASK_OUT={self._folder(name) / 'out'}")
         shutil.rmtree(self._folder(name), ignore_errors=True)
 
     def _folder(self, name: str) -> Path:
@@ -168,6 +169,16 @@ class ProcessRuntime:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(int((self._folder(name) / "pid").read_text()), sign)
             _wait_for(lambda: not self._alive(name), timeout_s=grace_s)
+
+
+def _end_all_with(variable: str) -> None:
+    """Ends every process with this in its environment. A task that was killed may have left children in sessions of their own: the kernel
+    ends the Triton of a benchmark, but not always the stubs that Triton has started.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _task_environ(job: Job, out: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from operators.runtimes import CannotStart, DockerRuntime, Job, ProcessRuntime, Runtime, runtime_from_environ
@@ -24,6 +25,11 @@ TASK = """
     print("started", kind, flush=True)
     with (out / "starts").open("a") as file:
         file.write("x")
+    if kind == "leave":
+        import subprocess
+        left = subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
+        (out / "left").write_text(str(left.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
     if kind == "hang":
         signal.pause()
     if kind == "until_kept_alive":
@@ -111,6 +117,21 @@ def test_remove_stops_the_whole_group(runtime: ProcessRuntime) -> None:
     states = subprocess.run(["ps", "-o", "stat=", "-g", str(pid)], capture_output=True, text=True, check=False).stdout.split()
     assert all(each.startswith("Z") for each in states)
     assert not (runtime.state / "jobs" / "job").exists()
+
+
+def test_nothing_that_a_killed_job_started_outlives_it(runtime: ProcessRuntime) -> None:
+    """Also what has a session of its own is ended with it; a job of another stack that has the same name is not."""
+    other = subprocess.Popen(["sleep", "600"], env={"TASK_OUT": "/elsewhere/jobs/job/out", "PENSTOCK_JOB": "job"})
+    try:
+        runtime.start(job(runtime.state, "leave"))
+        wait(runtime)
+        left = psutil.Process(int((runtime.state / "jobs" / "job" / "out" / "left").read_text()))
+        runtime.remove("job")
+        psutil.wait_procs([left], timeout=10)
+        assert (left.is_running(), other.poll()) == (False, None)
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_killed_job_has_no_verdict(runtime: ProcessRuntime) -> None:

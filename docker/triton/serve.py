@@ -24,7 +24,7 @@ from pathlib import Path
 
 SHM = Path("/dev/shm")  # noqa: S108 - where the kernel shows POSIX shared memory, not a place for our files
 EXIT_CONFIG = 78  # EX_CONFIG in BSD's sysexits.h
-EXIT_TIMEOUT_S = 10  # with traffic still flowing Triton serves on until this ends; the default is 30
+EXIT_TIMEOUT_S = 5  # as long as the gateway gives a request; while any connection is open, idle or not, Triton waits until this ends
 HERE = Path(__file__).resolve().parent
 
 

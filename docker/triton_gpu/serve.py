@@ -10,7 +10,7 @@ import argparse
 import os
 
 SERVER = "/opt/tritonserver/bin/tritonserver"
-EXIT_TIMEOUT_S = 10
+EXIT_TIMEOUT_S = 5
 PORTS = ("http", "grpc", "metrics")
 
 
