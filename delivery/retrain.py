@@ -111,6 +111,7 @@ def _environ(spec: Spec) -> dict[str, str]:
         "PENSTOCK_RETRAIN_MODEL": spec.model,
         "PENSTOCK_RETRAIN_SEED": str(spec.seed),
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ORT_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "true",
     }
 

@@ -215,6 +215,7 @@ def _environ(place: Workplace) -> dict[str, str]:
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "ORT_DISABLE_TELEMETRY": "1",
         **threads,
         **kept,
     }

@@ -106,7 +106,8 @@ class Stage:
 
     def train(self, name: str, *arguments: str) -> Program:
         """`demo.train` in the environment `training`, with the registry's address."""
-        address = {"MLFLOW_TRACKING_URI": self.settings.mlflow_url, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "ORT_DISABLE_TELEMETRY": "1"}
+        address = {"MLFLOW_TRACKING_URI": self.settings.mlflow_url, **quiet}
         return self._start(name, [str(self.settings.python("training")), "-m", "demo.train", *arguments], address)
 
     def client(self, model: str) -> Program:

@@ -46,6 +46,7 @@ def base(settings: Settings) -> dict[str, str]:
         "SPT_NOENV": "1",  # Airflow renames its processes; without this it overwrites the environment by which they are found
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "ORT_DISABLE_TELEMETRY": "1",
     }
 
 

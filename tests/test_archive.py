@@ -19,6 +19,7 @@ from delivery.registry import IMAGE, OUTCOME, ModelVersion
 from delivery.triton import ARCHIVE, Server, ServerTrouble, stop_server, wait_ready
 from stack import supervisor
 from stack.settings import Settings
+from validation.private_server import private_server
 
 MODEL = "sum"
 CONFIG = f"""name: "{MODEL}"
@@ -133,6 +134,18 @@ def test_a_killed_archive_comes_back_with_all_that_can_be_loaded(archive: Archiv
         pass
     wait_ready(archive.server(), f"{MODEL}--v1", 60)
     assert answer(archive, 1) == 1
+
+
+def test_a_server_reports_to_nobody(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """ONNX Runtime's wheel would keep an identity of the machine in its user's home, and tell its maker of each model."""
+    for name in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    with private_server(MODEL, package(archive, 1), f"{MODEL}--home", tmp_path / "log") as server:
+        assert asked(server.address("grpc"), MODEL) == 1
+    assert list(home.rglob("*")) == []
 
 
 # ---- which versions

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -264,3 +266,15 @@ def test_flipped_bytes_never_crash() -> None:
         damaged[place] = value
         with contextlib.suppress(BadModel):
             assert check_onnx_bytes(bytes(damaged)).outputs
+
+
+@pytest.mark.parametrize("package", ["validation", "delivery"])
+def test_onnx_runtime_reports_to_nobody(package: str, tmp_path: Path) -> None:
+    """Its wheels tell their maker of each session, and keep an identity of the machine for it; not where our code loads them."""
+    (tmp_path / "model.onnx").write_bytes(GOOD)
+    home = tmp_path / "home"
+    home.mkdir()
+    program = f"import {package}, onnxruntime; onnxruntime.InferenceSession('model.onnx', providers=['CPUExecutionProvider'])"
+    environ = {"HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([sys.executable, "-c", program], env=environ, cwd=tmp_path, check=True, timeout=60)
+    assert list(home.rglob("*")) == []

@@ -7,8 +7,11 @@ configurations: names, types and shapes come from config.pbtxt.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is imported: its wheels report to their maker otherwise
 
 import numpy as np
 import onnxruntime
