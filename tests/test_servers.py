@@ -6,17 +6,20 @@ import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from docker import DockerClient
 from docker.errors import NotFound
 from docker.types import IPAMConfig, IPAMPool
 from engine_fixtures import BASE_IMAGE, build, client_fixture  # noqa: F401 - a fixture
+from fakes import FakeDirector
 
 from delivery import servers
 from delivery.bring_back import bring
 from delivery.container_servers import ContainerServers, Place, _Stream, died
 from delivery.engine import EngineTrouble
+from delivery.registry import IMAGE, OUTCOME, ModelVersion
 from delivery.servers import LocalServers
 from delivery.traffic import Backend
 from delivery.triton import NotReady, ServerTrouble
@@ -161,6 +164,19 @@ def test_a_server_that_ends_over_its_model_is_the_models_fault(client: DockerCli
     world.stop("irises--v1")
     with pytest.raises(ServerTrouble, match="was not ready with irises after 1 s"):
         world.wait_ready(world.start("irises--v1", image(client, "never_ready")), "irises", 1)
+
+
+@pytest.mark.engine
+def test_an_archived_version_keeps_its_server_or_gets_one(client: DockerClient, world: ContainerServers) -> None:
+    """What was stable two promotions ago goes on as it is; the gateway is told where it answers."""
+    source, director = image(client), FakeDirector()
+    director.serves("irises", stable=3, previous=2)
+    tags = {OUTCOME: "promoted", IMAGE: source}
+    registry = SimpleNamespace(versions=lambda model: [ModelVersion(model=model, number=n, run_id="r", tags=tags) for n in (1, 2, 3)])
+    for _ in range(2):
+        assert world.archive("irises", 5, registry, director) == "archived: v1"  # type: ignore[arg-type]
+    (kept,) = director.model("irises").archived
+    assert (kept.alone, kept.http) == (True, world.running()["irises--v1"].http)
 
 
 class Versions:
