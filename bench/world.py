@@ -160,15 +160,19 @@ class World:
         body = {"name": MODEL, "source": row["source"], "run_id": row["run_id"], "model_id": row["source"].removeprefix("models:/")}
         return int(self.mlflow("POST", "model-versions/create", json=body)["model_version"]["version"])
 
-    def ended(self, number: int, run: str) -> str:
+    def ended(self, number: int, run: str, limit_s: float | None = None) -> str:
         """Waits for the end of a run that a person started; the version's outcome then."""
-        self.until(lambda: self.airflow.run_state(DELIVER, run) in ("success", "failed") or None, f"the end of {run}", self.delivery_s)
+        self.until(
+            lambda: self.airflow.run_state(DELIVER, run) in ("success", "failed") or None, f"the end of {run}", limit_s or self.delivery_s
+        )
         version = self.version(number)
         return version.outcome if version else ""
 
-    def outcome(self, number: int) -> str:
+    def outcome(self, number: int, limit_s: float | None = None) -> str:
         """Waits for the delivery's outcome and for its run to be over."""
-        self.until(lambda: found if (found := self.version(number)) and found.outcome else None, f"v{number}'s outcome", self.delivery_s)
+        self.until(
+            lambda: found if (found := self.version(number)) and found.outcome else None, f"v{number}'s outcome", limit_s or self.delivery_s
+        )
         self.until(lambda: self.run_state(number) in ("success", "failed") or None, f"the end of v{number}'s run", 120)
         return self.until(lambda: self.version(number), f"v{number}", 30).outcome  # a bake may have undone what was promoted
 
