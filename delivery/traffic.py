@@ -21,6 +21,7 @@ LONGEST_TTL_S = 600.0
 SHORTEST_MIRROR_TTL_S = 2.0  # setting and ending a mirror renders routes anew
 LONGEST_NAME = 250  # Airflow's limit for a run id, which is what a holder is
 HEADER_NAME = re.compile(r"[a-z][a-z0-9-]{0,63}")
+SHARED_NAME = re.compile(rf"{MODEL_NAME.pattern}--v[1-9][0-9]*")
 CLUSTER_NAME = re.compile(rf"(?P<model>{MODEL_NAME.pattern})--v(?P<version>[1-9][0-9]*)--(?P<protocol>http|grpc)")
 
 
@@ -67,6 +68,8 @@ class Backend:
     def __post_init__(self) -> None:
         if self.version < 1:
             raise ValueError(f"version is {self.version}; versions count from 1")
+        if self.name is not None and not SHARED_NAME.fullmatch(self.name):
+            raise ValueError(f"name is {self.name[:80]!r}; expected <model>--v<version>")
         for address in (self.http, self.grpc, self.metrics):
             if address is not None:
                 host_and_port(address)

@@ -78,6 +78,13 @@ def test_whoever_is_stable_shares_its_server_with_nobody():
         ModelTraffic(model="digits", stable=SHARED)
 
 
+@pytest.mark.parametrize("name", ["", "digits", r"digits--v1\1", "../x--v1", "digits--v0"])
+def test_the_name_on_a_shared_server_is_a_version_of_a_model(name):
+    """It becomes a part of the gateway's paths."""
+    with pytest.raises(ValueError, match="expected <model>--v<version>"):
+        replace(backend(6), name=name)
+
+
 def test_a_candidate_leaves_the_archive():
     """A version that is delivered again has a server of its own from then on."""
     assert ARCHIVED.with_candidate(backend(5), None).archived == (backend(6),)
