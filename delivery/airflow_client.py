@@ -32,9 +32,10 @@ class Airflow:
         run = f"retry__{order.model}__v{order.version}__{order.id}"
         return self._run(f"deliver_{order.model}", run, {"version": order.version}, f"retry by {order.said}")
 
-    def steer(self, model: str, action: str, *, to: int, why: str, order_id: str) -> str:
+    def steer(self, model: str, action: str, *, version: int | None, to: int, why: str, order_id: str) -> str:
         """A run of the form for people, with this order in it."""
-        return self._run("steer", f"{action}__{model}__{order_id}", {"model": model, "action": action, "to": to, "why": why}, why)
+        form = {"model": model, "action": action, "version": version, "to": to, "why": why}
+        return self._run("steer", f"{action}__{model}__{order_id}", form, why)
 
     def _run(self, dag: str, run: str, conf: Mapping[str, Any], note: str) -> str:
         body = {"dag_run_id": run, "logical_date": None, "conf": dict(conf), "note": note}

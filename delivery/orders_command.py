@@ -73,7 +73,8 @@ def _order(director: Director, addresses: Addresses, options: argparse.Namespace
 
 
 def _undo_by_a_task(addresses: Addresses, options: argparse.Namespace, order_id: str) -> int:
-    run = Airflow(addresses).steer(options.model, UNDO, to=options.to, why=f"{options.who}: {options.why}", order_id=order_id)
+    why = f"{options.who}: {options.why}"
+    run = Airflow(addresses).steer(options.model, UNDO, version=options.version, to=options.to, why=why, order_id=order_id)
     print(f"v{options.to} shares the archive's server: steer starts it one of its own and then makes it stable, as {run}")
     return 0
 

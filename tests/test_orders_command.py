@@ -207,11 +207,11 @@ async def test_an_undo_to_a_version_that_shares_its_server_is_a_task(shared, mod
     async with versions(model, 2) as (v2,):
         await make_stable(shared, v2)
         await call(shared.client.put_archived, model, [Backend(version=1, http="127.0.0.1:9", grpc="127.0.0.1:9", name=f"{model}--v1")])
-        assert await penstock("undo", model, "--to", "1") == 0
+        assert await penstock("undo", model, "--version", "2", "--to", "1") == 0
     body = json.loads(runs[-1].content)
     assert (runs[-1].url.path, body["conf"]) == (
         "/api/v2/dags/steer/dagRuns",
-        {"model": model, "action": "undo", "to": 1, "why": "ada: because"},
+        {"model": model, "action": "undo", "version": 2, "to": 1, "why": "ada: because"},
     )
     assert shared.client.orders(model).orders == ()
     assert f"makes it stable, as {body['dag_run_id']}" in capsys.readouterr().out
