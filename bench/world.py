@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import psutil
 
-from demo.services import Airflow, Director, NotNow, Registry, Version
+from demo.services import WRITE_TIMEOUT_S, Airflow, Director, NotNow, Registry, Version
 from demo.stage import Stage
 from stack import processes, supervisor
 from stack.keys import read_keys
@@ -259,7 +259,7 @@ class World:
 
     def mlflow(self, method: str, path: str, **what: Any) -> dict[str, Any]:
         url = f"{self.stage.settings.mlflow_url}/api/2.0/mlflow/{path}"
-        answer = httpx.request(method, url, timeout=10, trust_env=False, **what)
+        answer = httpx.request(method, url, timeout=WRITE_TIMEOUT_S, trust_env=False, **what)
         answer.raise_for_status()
         row: dict[str, Any] = answer.json()
         return row

@@ -16,6 +16,7 @@ import httpx
 from demo.expected import Share, TaskRun
 
 TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 60.0  # who gives up early does not know whether it was done
 RUNNING_STATES = ("running", "deferred", "queued", "scheduled", "up_for_retry", "restarting")
 
 
@@ -105,7 +106,7 @@ class Airflow:
     def trigger(self, dag: str, **form: Any) -> str:
         """Starts a run as the UI does: logical date now, the form's values, Airflow's own run id. Returns the run id."""
         body = {"logical_date": datetime.now(UTC).isoformat(), "conf": form}
-        return str(_object(self._ask("POST", f"/api/v2/dags/{dag}/dagRuns", json=body))["dag_run_id"])
+        return str(_object(self._ask("POST", f"/api/v2/dags/{dag}/dagRuns", json=body, timeout=WRITE_TIMEOUT_S))["dag_run_id"])
 
     def _get(self, path: str) -> dict[str, Any] | None:
         answer = self._ask("GET", path)

@@ -1,4 +1,7 @@
-"""The whole system in containers: one delivery, one rollback, kills, and who can reach what. Needs an engine and the project's images."""
+"""The whole system in containers: one delivery, one rollback, and who can reach what. Needs an engine and the project's images.
+
+With FULL=1 also the archive, and what dies in mid-canary: each is one more delivery, minutes on two cores.
+"""
 
 import json
 import os
@@ -15,10 +18,10 @@ from stack.docker_host import HostTrouble
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 DEFINED = ("promoted", "rolled_back", "inconclusive", "error")
-OTHERS = ("scheduler", "triggerer", "api-server", "engine", "mlflow", "postgres")
-"""Take twenty minutes: FULL=1, as do the deaths of the gateway and of the servers, in mid-canary."""
+ONLOOKERS = ("prometheus", "alertmanager", "recorder", "dag-processor", "registry")
+OTHERS = ("director", "scheduler", "triggerer", "api-server", "engine", "mlflow", "postgres")
 
-full = pytest.mark.skipif(os.environ.get("FULL") != "1", reason="takes minutes: FULL=1")
+full = pytest.mark.skipif(os.environ.get("FULL") != "1", reason="a delivery more: FULL=1")
 
 CHECKED = ("image", "size_mb", "label", "non_root", "ready_s", "chain", "probe_http", "probe_grpc", "health", "memory_mib", "stop_s")
 
@@ -63,6 +66,7 @@ def test_a_version_goes_to_production_in_containers(world: ContainerWorld) -> No
     assert world.client_errors() == 0, world.error_samples()
 
 
+@full
 def test_what_was_stable_two_promotions_ago_is_archived(world: ContainerWorld) -> None:
     """Its own container goes on, and answers those who pin it; no other traffic gets there."""
     first = world.director.previous(MODEL)
@@ -92,6 +96,7 @@ def test_an_undo_by_hand_moves_gateway_registry_and_images(world: ContainerWorld
     assert world.client_errors() == 0, world.error_samples()
 
 
+@full
 def test_an_undo_leads_further_back_to_an_archived_version(world: ContainerWorld) -> None:
     """It is loaded, so one change of the routes makes it stable; images and aliases follow, and no client saw an error."""
     (first,) = world.director.archived(MODEL)
@@ -116,18 +121,20 @@ def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld
     world.stage.use_new_scanner(0)
 
 
+@full
 def test_services_that_only_look_on_may_die_in_mid_canary(world: ContainerWorld) -> None:
     """One after another is killed and comes back; the delivery goes on to its own end, and no client saw an error."""
     number = world.deliver("v2")
     world.until_share(100)
-    for service in ("prometheus", "alertmanager", "recorder", "dag-processor", "registry"):
+    for service in ONLOOKERS:
         with world.killed(service):
             world.until_answered_more(200)
     assert world.outcome(number) in ("promoted", "inconclusive"), world.why(number)
     assert world.client_errors() == 0, world.error_samples()
 
 
-@pytest.mark.parametrize("service", ["director", *(pytest.param(each, marks=full) for each in OTHERS)])
+@full
+@pytest.mark.parametrize("service", OTHERS)
 def test_a_service_that_dies_in_mid_canary_costs_no_user_anything(world: ContainerWorld, service: str) -> None:
     """Meanwhile the candidate's share lapses or stays under its watch; once the service is back, the delivery ends as defined, and the
     gateway serves what the registry calls production.
