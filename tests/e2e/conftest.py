@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench.world import World
+from bench.world import BUSY, World
 
 
 @pytest.fixture(scope="session")
 def world() -> Iterator[World]:
     """A stack on ports and data of its own; taken down whatever happens. Its logs stay for a look."""
-    world = World(os.environ, "e2e", rate_per_s=400)
+    world = World(os.environ, "e2e", BUSY)
     try:
         world.open_with_traffic()
         yield world
