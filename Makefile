@@ -1,5 +1,5 @@
 # make demo    sets up everything, runs the main job on real parts, ends with a table and a report   (KEEP=1 leaves it running)
-# make test    sets up everything, runs the tests
+# make test    sets up everything, runs the tests   (FULL=1 also those of the whole system that take one more delivery each)
 # make check   linters, types, import rules
 # make up      starts the local stack for your own models;   make down stops it;   make status shows it
 # make bench   measures the figures of docs/benchmarks.json   (FULL=1 for the long ones)
@@ -9,7 +9,7 @@
 # make images  builds all container images (docker/*/Dockerfile);   make standins  those in the place of public ones
 # make docker-up   the whole system in containers (docker compose up -d --wait);   make docker-down ends it with all that deliveries started
 # make backup FOLDER=<new folder>   databases, artifacts, images, secrets of the system in containers;   make restore FOLDER=<folder>
-# make test-containers   builds the images and runs the tests that need a container engine
+# make test-containers   builds the images and runs the tests that need a container engine   (FULL=1 likewise)
 # make lock    resolves docker/*/requirements.in again
 # make clean   stops the stack and deletes its state folder: environments, data, logs, secrets
 #

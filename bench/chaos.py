@@ -251,9 +251,9 @@ class Chaos:
 
 
 def quick_policy(text: str) -> str:
-    """The demo's policy without its second step, and with a mirror long enough for two blows."""
-    text = re.sub(r"(?<=permille = 1000\n)min_seconds = 6(?=\n)", "min_seconds = 12", text, count=1)
-    return re.sub(r"\[\[rollout\.steps\]\]\npermille = 100\n.*?(?=\n\[)", "", text, count=1, flags=re.DOTALL)
+    """The demo's policy without its second step, and with a mirror and steps long enough for two blows."""
+    text = re.sub(r"\[\[rollout\.steps\]\]\npermille = 100\n.*?(?=\n\[)", "", text, count=1, flags=re.DOTALL)
+    return re.sub(r"(?<=\nmin_seconds = )[568](?=\n)", "20", text, count=3)
 
 
 def measure(world: World) -> list[Figure]:

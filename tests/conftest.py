@@ -10,7 +10,16 @@ sys.path.insert(0, str(HERE))  # the fixtures' own modules; the checkout's root 
 sys.path.insert(0, str(HERE.parent / "plugins"))  # as Airflow loads them: top-level modules by their stem
 
 import airflow_home  # noqa: E402, F401
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("unhurried", deadline=None)  # a machine that is busy with other things fails no rule
 settings.load_profile("unhurried")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes one more delivery, minutes on two cores, is for FULL=1."""
+    if os.environ.get("FULL") != "1":
+        for item in items:
+            if "full" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="a delivery more: FULL=1"))

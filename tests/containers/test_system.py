@@ -1,6 +1,6 @@
 """The whole system in containers: one delivery, one rollback, and who can reach what. Needs an engine and the project's images.
 
-With FULL=1 also the archive, and what dies in mid-canary: each is one more delivery, minutes on two cores.
+With FULL=1 also the archive, a rollback by the watch, what dies in mid-canary, and the way back from a backup.
 """
 
 import json
@@ -20,8 +20,6 @@ pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 DEFINED = ("promoted", "rolled_back", "inconclusive", "error")
 ONLOOKERS = ("prometheus", "alertmanager", "recorder", "dag-processor", "registry")
 OTHERS = ("director", "scheduler", "triggerer", "api-server", "engine", "mlflow", "postgres")
-
-full = pytest.mark.skipif(os.environ.get("FULL") != "1", reason="a delivery more: FULL=1")
 
 CHECKED = ("image", "size_mb", "label", "non_root", "ready_s", "chain", "probe_http", "probe_grpc", "health", "memory_mib", "stop_s")
 
@@ -66,7 +64,7 @@ def test_a_version_goes_to_production_in_containers(world: ContainerWorld) -> No
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 def test_what_was_stable_two_promotions_ago_is_archived(world: ContainerWorld) -> None:
     """Its own container goes on, and answers those who pin it; no other traffic gets there."""
     first = world.director.previous(MODEL)
@@ -96,7 +94,7 @@ def test_an_undo_by_hand_moves_gateway_registry_and_images(world: ContainerWorld
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 def test_an_undo_leads_further_back_to_an_archived_version(world: ContainerWorld) -> None:
     """It is loaded, so one change of the routes makes it stable; images and aliases follow, and no client saw an error."""
     (first,) = world.director.archived(MODEL)
@@ -108,6 +106,7 @@ def test_an_undo_leads_further_back_to_an_archived_version(world: ContainerWorld
     assert world.client_errors() == 0, world.error_samples()
 
 
+@pytest.mark.full
 def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld) -> None:
     """The watch takes it back, its server is removed, the serving tag has not moved, and no client saw an error."""
     before = image_named(world, "serving")
@@ -121,7 +120,7 @@ def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld
     world.stage.use_new_scanner(0)
 
 
-@full
+@pytest.mark.full
 def test_services_that_only_look_on_may_die_in_mid_canary(world: ContainerWorld) -> None:
     """One after another is killed and comes back; the delivery goes on to its own end, and no client saw an error."""
     number = world.deliver("v2")
@@ -133,7 +132,7 @@ def test_services_that_only_look_on_may_die_in_mid_canary(world: ContainerWorld)
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 @pytest.mark.parametrize("service", OTHERS)
 def test_a_service_that_dies_in_mid_canary_costs_no_user_anything(world: ContainerWorld, service: str) -> None:
     """Meanwhile the candidate's share lapses or stays under its watch; once the service is back, the delivery ends as defined, and the
@@ -149,7 +148,7 @@ def test_a_service_that_dies_in_mid_canary_costs_no_user_anything(world: Contain
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 def test_the_gateway_dies_in_mid_canary(world: ContainerWorld) -> None:
     """Nobody is answered meanwhile; once it is back it serves what the registry calls production, and the delivery ends as defined."""
     number, before = world.deliver("v2"), world.share().stable
@@ -162,7 +161,7 @@ def test_the_gateway_dies_in_mid_canary(world: ContainerWorld) -> None:
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 def test_a_candidate_that_crashes_is_taken_back_and_costs_no_user_anything(world: ContainerWorld) -> None:
     """The engine starts its server again, stable answers meanwhile, and the watch knows that it failed."""
     number, before = world.deliver("v2"), world.share().stable
@@ -173,7 +172,7 @@ def test_a_candidate_that_crashes_is_taken_back_and_costs_no_user_anything(world
     assert world.client_errors() == 0, world.error_samples()
 
 
-@full
+@pytest.mark.full
 def test_a_stable_server_that_crashes_is_started_again(world: ContainerWorld) -> None:
     """The version before answers for as long as the engine takes to start it, and then it answers itself again."""
     stable, previous = world.share().stable, world.director.previous(MODEL)
@@ -235,6 +234,7 @@ def test_servers_come_back_after_a_down(world: ContainerWorld) -> None:
     world.until(lambda: world.answered(number) > seen or None, "answers of the stable version", 60)
 
 
+@pytest.mark.full
 def test_a_backup_brings_everything_back_on_an_empty_host(world: ContainerWorld, tmp_path: Path) -> None:
     """Versions, aliases, images, secrets and the gateway's state are as they were, and the stable version answers again."""
     stable, image = world.share().stable, image_named(world, "serving")
