@@ -18,8 +18,8 @@ settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes one more delivery, minutes on two cores, is for FULL=1."""
+    """What takes minutes more on two cores is for FULL=1."""
     if os.environ.get("FULL") != "1":
         for item in items:
             if item.get_closest_marker("full"):
-                item.add_marker(pytest.mark.skip(reason="a delivery more: FULL=1"))
+                item.add_marker(pytest.mark.skip(reason="takes minutes more: FULL=1"))

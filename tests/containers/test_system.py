@@ -1,6 +1,6 @@
 """The whole system in containers: one delivery, one rollback, and who can reach what. Needs an engine and the project's images.
 
-With FULL=1 also the archive, a rollback by the watch, what dies in mid-canary, and the way back from a backup.
+With FULL=1 also the archive, a rollback by the watch, what dies in mid-canary, and the way back after a `down` and from a backup.
 """
 
 import json
@@ -214,6 +214,7 @@ def test_only_gateway_uis_and_registry_are_published_and_on_loopback_only(world:
     assert set().union(*published.values()) == {"127.0.0.1"}
 
 
+@pytest.mark.full
 def test_servers_come_back_after_a_down(world: ContainerWorld) -> None:
     """`down` ends the servers too; `up` starts those that the gateway points at, from their images by digest, at their addresses."""
     with world.client_away():

@@ -44,6 +44,7 @@ def test_the_same_event_again_is_one_delivery(world: World) -> None:
     assert len(runs) == len(set(runs))
 
 
+@pytest.mark.full
 def test_a_dry_run_from_the_form_runs_the_gates_and_nothing_else(world: World) -> None:
     """A person asks for one by the UI's form: the gates run, also against what users asked of late; no server starts, no traffic moves."""
     stable = world.share().stable

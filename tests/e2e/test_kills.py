@@ -37,6 +37,7 @@ def test_a_part_that_carries_the_traffic_comes_back_with_stable(world: World, pa
     assert world.share().stable == stable
 
 
+@pytest.mark.full
 def test_all_at_once_is_no_different(world: World) -> None:
     """SIGKILL of every process of the stack, as a machine that lost its power: `up` ends well and stable answers."""
     stable = world.share().stable

@@ -7,7 +7,7 @@ import pytest
 
 from bench.world import DELIVER, MODEL, World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.full, pytest.mark.timeout(400)]
 
 
 def states(world: World, run: str) -> dict[str, str]:
@@ -60,7 +60,6 @@ def test_blue_green_shifts_at_once_and_a_newer_version_waits(world: World) -> No
     assert (world.registry.alias(MODEL, "previous"), world.director.previous(MODEL)) == (stable, stable)
 
 
-@pytest.mark.full
 def test_a_shadow_mirrors_and_promotes_nothing(world: World) -> None:
     """The strategy `shadow` ends after the mirror: nobody's answer came from the candidate, and production stays."""
     stable = world.share().stable
@@ -75,7 +74,6 @@ def test_a_shadow_mirrors_and_promotes_nothing(world: World) -> None:
     assert world.registry.alias(MODEL, "production") == stable
 
 
-@pytest.mark.full
 def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) -> None:
     """Under `supersedes` a version in mid-canary is taken back when a newer one wants its turn, and both end with a reason."""
     stable = world.share().stable
@@ -91,7 +89,6 @@ def test_a_newer_version_takes_the_place_where_the_policy_says_so(world: World) 
     assert (share.stable, share.candidate, share.permille) == (stable, 0, 0)
 
 
-@pytest.mark.full
 def test_a_person_pauses_aborts_and_retries_a_rollout(world: World) -> None:
     """In mid-canary: paused it keeps its share, aborted it is back on stable at once; a retry is a delivery of its own."""
     stable = world.share().stable
@@ -120,7 +117,6 @@ def order(world: World, action: str) -> str:
     return run
 
 
-@pytest.mark.full
 def test_a_version_that_turns_bad_while_it_bakes_is_undone(world: World) -> None:
     """The policy says blue-green, and its word counts; promoted, the version fails on new inputs: the one before is stable again.
 
