@@ -3,7 +3,7 @@
 # make check   linters, types, import rules
 # make up      starts the local stack for your own models;   make down stops it;   make status shows it
 # make bench   measures the figures of docs/benchmarks.json   (FULL=1 for the long ones)
-# make chaos   kills and freezes every part at every stage of deliveries under traffic, and prints what came of it (40 minutes)
+# make chaos   kills and freezes every part at every stage of deliveries under traffic, and prints what came of it (most of an hour)
 # make extras  installs what exports heavy flavours: XGBoost and LightGBM, PyTorch, TensorFlow (or one: EXTRAS=export_torch)
 # make test-extras   runs their tests
 # make images  builds all container images (docker/*/Dockerfile);   make standins  those in the place of public ones

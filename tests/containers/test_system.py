@@ -1,6 +1,6 @@
 """The whole system in containers: one delivery, one rollback, and who can reach what. Needs an engine and the project's images.
 
-With FULL=1 also the archive, a rollback by the watch, what dies in mid-canary, and the way back after a `down` and from a backup.
+With FULL=1 also the archive, what dies in mid-canary, and the way back after a `down` and from a backup.
 """
 
 import json
@@ -106,7 +106,6 @@ def test_an_undo_leads_further_back_to_an_archived_version(world: ContainerWorld
     assert world.client_errors() == 0, world.error_samples()
 
 
-@pytest.mark.full
 def test_a_version_that_fails_on_new_inputs_is_rolled_back(world: ContainerWorld) -> None:
     """The watch takes it back, its server is removed, the serving tag has not moved, and no client saw an error."""
     before = image_named(world, "serving")
